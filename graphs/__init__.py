@@ -1,0 +1,1 @@
+"""Packed layouts, the `ai.qexport` operator set, export, graph rewriting, inspection."""

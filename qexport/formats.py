@@ -1,0 +1,54 @@
+"""Number formats and the W-E-A notation of the papers: one table for every package.
+
+W-E-A is "bits of encoder weights - bits of the word embedding - bits of activations"; 2-2-8 means ternary
+weights, a ternary word embedding and 8-bit activations (TernaryBERT, section 4; METHODS in docs/methods.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qexport.errors import UsageError
+
+__all__ = ["ACTIVATION_MODES", "GRANULARITIES", "Bits", "max_code", "parse_bits"]
+
+ACTIVATION_MODES = ("dynamic-token", "dynamic-tensor", "static")
+"""How the scale of an activation is found: per token at run time, per batch tensor at run time, frozen."""
+
+GRANULARITIES = ("row", "matrix")
+"""How many scales a weight matrix [N, K] has: one per output row, shape [N], or one, shape [1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Bits of weights, word embedding and activations."""
+
+    weight: int
+    """Encoder matrices: 2 is ternary {-1, 0, 1}, 3..8 symmetric uniform, 32 float."""
+    embedding: int
+    """Word embedding table, the same coding as `weight`."""
+    activation: int
+    """Inputs of quantised matrix products: 8, or 32 for float."""
+
+    def __str__(self) -> str:
+        return f"{self.weight}-{self.embedding}-{self.activation}"
+
+
+def parse_bits(text: str) -> Bits:
+    """Read W-E-A notation such as "2-2-8".
+
+    Raises:
+        UsageError: not three whole numbers, or a number outside 1..8 and 32.
+    """
+    parts = text.split("-")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise UsageError(f"--bits must be W-E-A such as 2-2-8, got '{text}'")
+    numbers = [int(part) for part in parts]
+    if any(number != 32 and not 1 <= number <= 8 for number in numbers):
+        raise UsageError(f"--bits takes numbers from 1 to 8, or 32 for float, got '{text}'")
+    return Bits(*numbers)
+
+
+def max_code(bits: int) -> int:
+    """The largest code of a symmetric signed format: 2**(bits - 1) - 1; 1 for ternary, 127 for 8 bits."""
+    return 2 ** (bits - 1) - 1

@@ -1,0 +1,1 @@
+"""Sessions, evaluation, parity, latency and reports over ONNX Runtime. Needs no torch."""

@@ -1,0 +1,13 @@
+"""Make every pytest run import the installed qexport, never the checkout's folder of that name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _CHECKOUT]
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
