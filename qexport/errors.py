@@ -6,7 +6,7 @@ QexportError                  1
 │   ├── DataError                          a data file: missing, wrong column, label out of range
 │   └── OutputExistsError                  the output folder exists and --force was not given
 ├── GateFailed                          3  a requested bound does not hold, or could not be measured
-├── EnvironmentError_ (RuntimeError)    4  a package, a runtime version, a device or disk space is missing
+├── EnvironmentProblem (RuntimeError)    4  a package, a runtime version, a device or disk space is missing
 │   ├── MissingPackageError
 │   └── DiskFullError
 ├── UnsupportedModelError (ValueError)  5  a model, student folder or ONNX file that cannot be handled
@@ -22,7 +22,7 @@ from collections.abc import Iterable
 __all__ = [
     "DataError",
     "DiskFullError",
-    "EnvironmentError_",
+    "EnvironmentProblem",
     "GateFailed",
     "Interrupted",
     "MissingPackageError",
@@ -79,17 +79,17 @@ class GateFailed(QexportError):
     exit_code = 3
 
 
-class EnvironmentError_(QexportError, RuntimeError):
+class EnvironmentProblem(QexportError, RuntimeError):
     """Something outside the program is missing: a package, a runtime, a tool, disk space."""
 
     exit_code = 4
 
 
-class MissingPackageError(EnvironmentError_, ImportError):
+class MissingPackageError(EnvironmentProblem, ImportError):
     """An optional package is not installed; the message holds the pip line."""
 
 
-class DiskFullError(EnvironmentError_):
+class DiskFullError(EnvironmentProblem):
     """No space left while writing; the old output is untouched."""
 
 
