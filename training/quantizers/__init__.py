@@ -1,0 +1,23 @@
+"""Weight and activation quantisers, one family per file.
+
+A weight quantiser is a function `(weight, granularity) -> (codes, scale)`: `weight` float32 [N, K]; `codes` float32 [N, K]
+holding whole numbers; `scale` float32 [N] for granularity "row", [1] for "matrix"; the quantised weight is
+`codes * scale`. The latent weight stays float32 and receives the gradient (straight-through estimator).
+"""
+
+from __future__ import annotations
+
+from qexport.training.quantizers.activation import ActivationQuantizer, activation_codes
+from qexport.training.quantizers.lat import loss_aware_ternary
+from qexport.training.quantizers.minmax import minmax
+from qexport.training.quantizers.straight_through import straight_through
+from qexport.training.quantizers.twn import ternary_weight_network
+
+__all__ = [
+    "ActivationQuantizer",
+    "activation_codes",
+    "loss_aware_ternary",
+    "minmax",
+    "straight_through",
+    "ternary_weight_network",
+]

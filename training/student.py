@@ -1,0 +1,300 @@
+"""The student: quantised modules, surgery on a Hugging Face encoder, the `qexport` attention function.
+
+In training mode the modules fake-quantise (floats on the quantised grid, straight-through gradients). In evaluation mode
+they compute with whole numbers, exactly as the exported ONNX operators do: the products are sums of integers below
+2**24, exact in float32, so PyTorch and ONNX Runtime differ only in LayerNorm, softmax, GELU and the float head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from qexport.errors import UnsupportedModelError
+from qexport.formats import max_code
+from qexport.training.quant_config import QuantConfig
+from qexport.training.quantizers import (
+    ActivationQuantizer,
+    loss_aware_ternary,
+    minmax,
+    straight_through,
+    ternary_weight_network,
+)
+
+__all__ = [
+    "ATTENTION_NAME",
+    "MASKED_SCORE",
+    "SUPPORTED_MODEL_TYPES",
+    "AttentionQuantizers",
+    "QuantEmbedding",
+    "QuantLinear",
+    "integer_matmul",
+    "qexport_attention",
+    "quantize_model",
+    "quantized_modules",
+]
+
+ATTENTION_NAME = "qexport"
+"""Name under which the attention function is registered with transformers."""
+
+MASKED_SCORE = -10000.0
+"""Added to the scores of padding keys, as in BERT and TernaryBERT."""
+
+SUPPORTED_MODEL_TYPES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+"""`model_type` values of config.json whose surgery is tested."""
+
+_EXACT = 2**24  # float32 holds every whole number up to here
+
+
+def integer_matmul(a: Tensor, b: Tensor, bound: int) -> Tensor:
+    """a @ b.T for whole numbers held in float32, exact, rounded once to float32 at the end.
+
+    Args:
+        a: float32 [..., M, K].
+        b: float32 [..., N, K].
+        bound: largest |a| times largest |b|; a block of K whose sum could pass 2**24 is split.
+    Returns:
+        float32 [..., M, N], the int32 accumulator converted to float.
+    """
+    k = a.shape[-1]
+    if k * bound < _EXACT:
+        return a @ b.transpose(-1, -2)
+    block = _EXACT // (bound + 1)
+    total = torch.zeros((), dtype=torch.int32, device=a.device)
+    for start in range(0, k, block):
+        part = a[..., start : start + block] @ b[..., start : start + block].transpose(-1, -2)
+        total = total + part.to(torch.int32)
+    return total.float()
+
+
+class _QuantWeight:
+    """What QuantLinear and QuantEmbedding share: the rule from latent weight to codes and scale."""
+
+    weight: Tensor
+    curvature: Tensor
+    bits: int
+    granularity: str
+    weight_quantizer: str
+    weight_clip: float
+
+    def _set_rule(self, bits: int, granularity: str, weight_quantizer: str, weight_clip: float) -> None:
+        self.bits, self.granularity = bits, granularity
+        self.weight_quantizer, self.weight_clip = weight_quantizer, weight_clip
+
+    @property
+    def uses_curvature(self) -> bool:
+        return self.bits == 2 and self.weight_quantizer == "lat"
+
+    def _quantize(self, weight: Tensor, curvature: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.weight_clip > 0:
+            weight = weight.clamp(-self.weight_clip, self.weight_clip)
+        if curvature is not None:
+            return loss_aware_ternary(weight, self.granularity, curvature)
+        if self.bits == 2 and self.weight_quantizer == "twn":
+            return ternary_weight_network(weight, self.granularity)
+        return minmax(weight, self.granularity, self.bits)
+
+    def _codes(self) -> tuple[Tensor, Tensor]:
+        """Codes float32 [N, K] and scale of the whole matrix, cached until the latent weight changes."""
+        curvature = self.curvature if self.uses_curvature else None
+        key = (self.weight._version, self.weight.data_ptr(), None if curvature is None else curvature._version)
+        cached = self.__dict__.get("_cache")
+        if cached is None or cached[0] != key:
+            with torch.no_grad():
+                cached = (key, *self._quantize(self.weight.detach().float(), curvature))
+            self.__dict__["_cache"] = cached
+        return cached[1], cached[2]
+
+    def weight_codes(self) -> tuple[Tensor, Tensor]:
+        """What is stored after export.
+
+        Returns:
+            codes int8 [N, K]; scale float32 [N] ("row") or [1] ("matrix").
+        """
+        codes, scale = self._codes()
+        return codes.to(torch.int8), scale
+
+
+class QuantLinear(_QuantWeight, nn.Linear):
+    """nn.Linear with a quantised weight and, unless `activation` is None, a quantised input."""
+
+    def __init__(self, linear: nn.Linear, *, bits: int, granularity: str, weight_quantizer: str = "twn",
+                 weight_clip: float = 0.0, activation: ActivationQuantizer | None = None) -> None:  # fmt: skip
+        """Take over the parameters of `linear`."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self._set_rule(bits, granularity, weight_quantizer, weight_clip)
+        self.activation = activation
+        if self.uses_curvature:
+            self.register_buffer("curvature", torch.zeros_like(linear.weight, requires_grad=False))
+
+    def extra_repr(self) -> str:
+        return f"{nn.Linear.extra_repr(self)}, bits={self.bits}, {self.granularity}"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Float32 [..., K] -> float32 [..., N]."""
+        if self.training:
+            with torch.no_grad():
+                codes, scale = self._quantize(self.weight.detach(), self.curvature if self.uses_curvature else None)
+                quantized = codes.mul_(scale.unsqueeze(-1))
+            weight = straight_through(self.weight, quantized, self.weight_clip)
+            return functional.linear(input if self.activation is None else self.activation(input), weight, self.bias)
+        codes, scale = self._codes()
+        if self.activation is None:
+            return functional.linear(input, codes * scale.unsqueeze(-1), self.bias)
+        a, a_scale = self.activation.codes(input)
+        y = integer_matmul(a, codes, self.activation.top * max_code(self.bits)) * (a_scale * scale)
+        return y if self.bias is None else y + self.bias
+
+
+class QuantEmbedding(_QuantWeight, nn.Embedding):
+    """nn.Embedding with a quantised table, one scale per row; only the rows that are looked up are quantised."""
+
+    def __init__(self, embedding: nn.Embedding, *, bits: int, weight_quantizer: str = "twn",
+                 weight_clip: float = 0.0) -> None:  # fmt: skip
+        """Take over the table of `embedding`."""
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        self.padding_idx, self.max_norm = embedding.padding_idx, embedding.max_norm
+        self.norm_type, self.scale_grad_by_freq = embedding.norm_type, embedding.scale_grad_by_freq
+        self.sparse = embedding.sparse
+        self.weight = embedding.weight
+        self._set_rule(bits, "row", weight_quantizer, weight_clip)
+        if self.uses_curvature:
+            self.register_buffer("curvature", torch.zeros_like(embedding.weight, requires_grad=False))
+
+    def extra_repr(self) -> str:
+        return f"{nn.Embedding.extra_repr(self)}, bits={self.bits}"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """int64 [...] -> float32 [..., D]."""
+        rows = nn.Embedding.forward(self, input)
+        with torch.no_grad():
+            curvature = functional.embedding(input, self.curvature) if self.uses_curvature else None
+            codes, scale = self._quantize(rows.detach(), curvature)
+            quantized = codes.mul_(scale.unsqueeze(-1))
+        return straight_through(rows, quantized, self.weight_clip)
+
+
+class AttentionQuantizers(nn.Module):
+    """Quantisers of the four inputs of the two attention products; sites that stay float hold None."""
+
+    def __init__(self, config: QuantConfig) -> None:
+        super().__init__()
+
+        def site(mode: str) -> ActivationQuantizer:
+            return ActivationQuantizer(mode, bits=config.wea.activation, clip=config.activation_clip,
+                                       ema=config.activation_ema)  # fmt: skip
+
+        value_mode = "dynamic-sequence" if config.activations == "dynamic-token" else config.activations
+        self.query, self.key = site(config.activations), site(config.activations)
+        self.probabilities = site(config.activations) if config.quantize_probabilities else None
+        self.value = site(value_mode) if config.quantize_values else None
+
+
+def qexport_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                      scaling: float | None = None, dropout: float = 0.0, **_: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Attention for transformers' AttentionInterface; quantised where `module.qexport_attention` holds quantisers.
+
+    Args:
+        query, key, value: float32 [B, H, S, D].
+        attention_mask: bool [B, 1, 1, S], true for real tokens, or None when nothing is masked.
+    Returns:
+        context float32 [B, S, H, D]; masked scores before the softmax float32 [B, H, S, S], which transformers hands out as
+        `attentions`: distillation compares scores, not probabilities (TernaryBERT, section 3.3).
+    """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    sites: AttentionQuantizers | None = getattr(module, "qexport_attention", None)
+    integer = sites is not None and not module.training
+    if sites is None:
+        scores = (query @ key.transpose(-1, -2)) * scaling
+    elif integer:
+        (q, q_scale), (k, k_scale) = sites.query.codes(query), sites.key.codes(key)
+        k_row = k_scale.transpose(-1, -2) if k_scale.dim() else k_scale
+        scores = integer_matmul(q, k, sites.query.top * sites.key.top) * ((q_scale * scaling) * k_row)
+    else:
+        scores = (sites.query(query) @ sites.key(key).transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        scores = scores + torch.where(attention_mask, 0.0, MASKED_SCORE)
+    probabilities = functional.softmax(scores, dim=-1, dtype=torch.float32)
+    if dropout:
+        probabilities = functional.dropout(probabilities, p=dropout, training=module.training)
+    if sites is None or sites.probabilities is None or sites.value is None:
+        context = probabilities.to(value.dtype) @ value
+    elif integer:
+        p, p_scale = sites.probabilities.codes(probabilities)
+        v, v_scale = sites.value.codes(value, attention_mask)
+        acc = integer_matmul(p, v.transpose(-1, -2), sites.probabilities.top * sites.value.top)
+        context = acc * (p_scale * v_scale)
+    else:
+        context = sites.probabilities(probabilities) @ sites.value(value, attention_mask)
+    return context.transpose(1, 2).contiguous(), scores
+
+
+def _key_mask(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+    """Bool [B, 1, 1, S] from the tokenizer's mask [B, S]; what `qexport_attention` reads."""
+    return None if attention_mask is None else attention_mask[:, None, None, :].bool()
+
+
+AttentionInterface.register(ATTENTION_NAME, qexport_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, _key_mask)
+
+_HEADS = ("classifier", "classifier.out_proj", "qa_outputs", "score")  # the last task layer stays float
+
+
+def _is_self_attention(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("SelfAttention")
+
+
+def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedModel:
+    """Replace linears and embeddings by quantised ones, in place, keeping every parameter and its name.
+
+    Not quantised: token-type embeddings, biases, LayerNorm, the last task layer (unless `quantize_head`).
+
+    Raises:
+        UnsupportedModelError: an architecture whose attention this surgery does not know.
+    """
+    model_type = model.config.model_type
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise UnsupportedModelError(
+            f"model_type '{model_type}' is not supported; use one of {', '.join(SUPPORTED_MODEL_TYPES)}"
+        )
+    bits = config.wea
+    for name, module in list(model.named_modules()):
+        replacement: nn.Module | None = None
+        if type(module) is nn.Linear:
+            if bits.weight != 32 and (config.quantize_head or name not in _HEADS):
+                activation = None
+                if bits.activation != 32:
+                    activation = ActivationQuantizer(config.activations, bits=bits.activation,
+                                                     clip=config.activation_clip, ema=config.activation_ema)  # fmt: skip
+                replacement = QuantLinear(module, bits=bits.weight, granularity=config.granularity,
+                                          weight_quantizer=config.weight_quantizer,
+                                          weight_clip=config.weight_clip, activation=activation)  # fmt: skip
+        elif type(module) is nn.Embedding:
+            width = {"word_embeddings": bits.embedding, "position_embeddings": config.position_bits}.get(
+                name.rsplit(".", 1)[-1], 32
+            )
+            if width != 32:
+                replacement = QuantEmbedding(module, bits=width, weight_quantizer=config.weight_quantizer,
+                                             weight_clip=config.weight_clip)  # fmt: skip
+        elif _is_self_attention(module) and bits.activation != 32:
+            module.qexport_attention = AttentionQuantizers(config)
+        if replacement is not None:
+            replacement.train(module.training)
+            model.set_submodule(name, replacement)
+    model.set_attn_implementation(ATTENTION_NAME)
+    model.config.quantization_config = config.to_dict()
+    return model
+
+
+def quantized_modules(model: nn.Module) -> dict[str, QuantLinear | QuantEmbedding | AttentionQuantizers]:
+    """Every quantised module by its path, in the order of the model."""
+    kinds = (QuantLinear, QuantEmbedding, AttentionQuantizers)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
