@@ -1,0 +1,187 @@
+"""`QuantizedAttention` and its variants: int8 QK^T, mask, softmax, int8 PV.
+
+    scores = float(sum qq * kq) * ((s_q * scaling) * s_k^T) + (mask ? 0 : -10000)
+    p = softmax(scores);  q_p = round_half_even(p / s_p) in 0..127
+    Y = float(sum q_p * v_q) * (s_p * s_v)
+
+q, k, v are float32 [B, H, S, D], mask is bool [B, 1, 1, S], true for a token that is kept. A function body cannot
+look at whether an input or an attribute is there, so each way of finding the scales has its own name:
+
+| operator | scales |
+| --- | --- |
+| QuantizedAttention | q, k, p one a token; v one a sentence and head, over the kept tokens |
+| QuantizedAttentionPerTensor | one a tensor, padding included |
+| QuantizedAttentionStatic | inputs q_scale, k_scale, p_scale, v_scale, float32 scalars |
+
+The same names with the suffix QK quantise q and k only; p and v stay float32.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from qexport.graphs.operators.body import Body, Operator
+from qexport.graphs.operators.matmul import integer_product
+from qexport.graphs.operators.quantize import (
+    ZERO_POINT,
+    codes_by_row,
+    dynamic_scale,
+    scale_of,
+    symmetric_codes,
+)
+
+__all__ = ["ATTENTIONS", "attention_name"]
+
+MASKED = -10000.0
+"""Added to the scores of tokens that the mask drops; exp of it is 0 in float32."""
+
+ACTIVATIONS = {"dynamic-token": "", "dynamic-tensor": "PerTensor", "static": "Static"}
+
+
+def attention_name(activation: str, *, quantize_pv: bool = True) -> str:
+    """Operator type for an activation mode of `qexport.formats.ACTIVATION_MODES`.
+
+    Args:
+        activation: how scales are found.
+        quantize_pv: whether the probabilities and the values are quantised too.
+    """
+    return f"QuantizedAttention{ACTIVATIONS[activation]}{'' if quantize_pv else 'QK'}"
+
+
+def _site(body: Body, x: str, activation: str, stored: str) -> tuple[str, str]:
+    """Codes uint8 [B, H, S, D] with zero point 128, and their scale, of q or k."""
+    if activation == "dynamic-token":
+        largest = body.reduce_max(body.node("Abs", x), [-1], keepdims=True)
+        scale = scale_of(body, largest, clip=True)
+        codes = codes_by_row(body, body.node("Flatten", x, axis=-1), scale, ZERO_POINT, np.uint8)
+        bounded = body.node("Max", codes, body.constant(1, np.uint8))
+        return body.node("Reshape", bounded, body.node("Shape", x)), scale
+    scale = stored
+    if activation == "dynamic-tensor":
+        scale = scale_of(body, body.reduce_max(body.node("Abs", x), None, keepdims=False), clip=True)
+    codes = body.node("QuantizeLinear", x, scale, body.constant(ZERO_POINT, np.uint8))
+    return body.node("Max", codes, body.constant(1, np.uint8)), scale
+
+
+def _values(body: Body, activation: str) -> tuple[str, str]:
+    """Codes int8 [B, H, S, D] and their scale, of v."""
+    lowest = body.constant(-127, np.int8)
+    if activation == "dynamic-token":
+        tokens = body.reduce_max(body.node("Abs", "v"), [-1], keepdims=True)
+        kept = body.node("Transpose", "mask", perm=[0, 1, 3, 2])
+        masked = body.node("Where", kept, tokens, body.constant(0, np.float32))
+        scale = scale_of(body, body.reduce_max(masked, [2], keepdims=True), clip=True)
+        codes = codes_by_row(body, body.node("Flatten", "v", axis=2), scale, 0, np.int8)
+        return body.node("Reshape", body.node("Max", codes, lowest), body.node("Shape", "v")), scale
+    scale = "v_scale"
+    if activation == "dynamic-tensor":
+        scale = scale_of(body, body.reduce_max(body.node("Abs", "v"), None, keepdims=False), clip=True)
+    codes = body.node("QuantizeLinear", "v", scale, body.constant(0, np.int8))
+    return body.node("Max", codes, lowest), scale
+
+
+def _probabilities(body: Body, p: str, activation: str) -> tuple[str, str]:
+    """Codes uint8 0..127 [B, H, S, S] with zero point 0, and their scale."""
+    if activation == "dynamic-token":
+        scale = scale_of(body, body.reduce_max(p, [-1], keepdims=True), clip=False)
+        codes = codes_by_row(body, body.node("Flatten", p, axis=-1), scale, 0, np.uint8)
+        return body.node("Reshape", codes, body.node("Shape", p)), scale
+    if activation == "dynamic-tensor":
+        scale = scale_of(body, body.reduce_max(p, None, keepdims=False), clip=False)
+        return body.node("QuantizeLinear", p, scale, body.constant(0, np.uint8)), scale
+    codes = body.node("QuantizeLinear", p, "p_scale", body.constant(0, np.uint8))
+    return body.node("Min", codes, body.constant(127, np.uint8)), "p_scale"
+
+
+def _build(body: Body, activation: str, quantize_pv: bool) -> None:
+    q, q_scale = _site(body, "q", activation, "q_scale")
+    k, k_scale = _site(body, "k", activation, "k_scale")
+    zero = body.constant(ZERO_POINT, np.uint8)
+    acc = body.node("MatMulInteger", q, body.node("Transpose", k, perm=[0, 1, 3, 2]), zero, zero)
+    scaled = body.node("Mul", q_scale, body.number("scaling"))
+    if activation == "dynamic-token":
+        k_scale = body.node("Transpose", k_scale, perm=[0, 1, 3, 2])
+    scores = body.node(
+        "Mul", body.node("Cast", acc, to=onnx.TensorProto.FLOAT), body.node("Mul", scaled, k_scale)
+    )
+    drop = body.node("Where", "mask", body.constant(0, np.float32), body.constant(MASKED, np.float32))
+    p = body.node("Softmax", body.node("Add", scores, drop), axis=-1)
+    if not quantize_pv:
+        body.node("MatMul", p, "v", output="Y")
+        return
+    codes, p_scale = _probabilities(body, p, activation)
+    values, v_scale = _values(body, activation)
+    out = body.node("Cast", body.node("MatMulInteger", codes, values), to=onnx.TensorProto.FLOAT)
+    body.node("Mul", out, body.node("Mul", p_scale, v_scale), output="Y")
+
+
+def _reference(
+    q: npt.NDArray[np.float32],
+    k: npt.NDArray[np.float32],
+    v: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.bool_],
+    *scales: npt.NDArray[np.float32],
+    activation: str,
+    quantize_pv: bool,
+    scaling: float,
+    clip: float = 0.0,
+) -> tuple[npt.NDArray[Any], ...]:
+    def scale(x: npt.NDArray[np.float32], site: int, limit: float) -> npt.NDArray[np.float32]:
+        if activation == "static":
+            return scales[site]
+        if activation == "dynamic-tensor":
+            return dynamic_scale(np.asarray(np.abs(x).max()), limit)
+        return dynamic_scale(np.abs(x).max(axis=-1, keepdims=True), limit)
+
+    q_scale, k_scale = scale(q, 0, clip), scale(k, 1, clip)
+    acc = integer_product(symmetric_codes(q, q_scale), symmetric_codes(k, k_scale).swapaxes(-1, -2))
+    across = k_scale.swapaxes(-1, -2) if k_scale.ndim else k_scale
+    scores = acc.astype(np.float32) * ((q_scale * np.float32(scaling)) * across)
+    scores = scores + np.where(mask, np.float32(0), np.float32(MASKED))
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    p = powers / powers.sum(axis=-1, keepdims=True)
+    if not quantize_pv:
+        return (np.matmul(p, v),)
+    p_scale = scale(p, 2, 0.0)
+    if activation == "dynamic-token":
+        kept = np.where(mask.swapaxes(-1, -2), np.abs(v).max(axis=-1, keepdims=True), np.float32(0))
+        v_scale = dynamic_scale(kept.max(axis=2, keepdims=True), clip)
+    else:
+        v_scale = scale(v, 3, clip)
+    out = integer_product(symmetric_codes(p, p_scale), symmetric_codes(v, v_scale))
+    return (out.astype(np.float32) * (p_scale * v_scale),)
+
+
+def _operator(activation: str, quantize_pv: bool) -> Operator:
+    inputs: tuple[str, ...] = ("q", "k", "v", "mask")
+    attributes: tuple[str, ...] = ("scaling", "clip")
+    how = {
+        "dynamic-token": "a scale for each token of q, k and p, and for each sentence and head of v",
+        "dynamic-tensor": "a scale for each whole tensor, padding included",
+        "static": "stored float32 scalar scales",
+    }[activation]
+    if activation == "static":
+        attributes = ("scaling",)
+        inputs += ("q_scale", "k_scale", "p_scale", "v_scale") if quantize_pv else ("q_scale", "k_scale")
+    what = "8-bit QK^T and PV" if quantize_pv else "8-bit QK^T and float PV"
+    return Operator(
+        attention_name(activation, quantize_pv=quantize_pv),
+        inputs,
+        ("Y",),
+        attributes,
+        partial(_build, activation=activation, quantize_pv=quantize_pv),
+        partial(_reference, activation=activation, quantize_pv=quantize_pv),
+        f"Attention with {what}, {how}; q, k, v float32 [B, H, S, D], mask bool [B, 1, 1, S], true to keep.",
+    )
+
+
+ATTENTIONS = {
+    operator.name: operator
+    for operator in (_operator(activation, pv) for activation in ACTIVATIONS for pv in (True, False))
+}
+"""QuantizedAttention, ...PerTensor, ...Static and their QK forms."""

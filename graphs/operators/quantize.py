@@ -1,0 +1,117 @@
+"""`QuantizePerToken` and `QuantizePerTensor`: symmetric 8-bit activations whose scale is found at run time.
+
+    scale = max(min(max |x|, clip) / 127, SMALLEST_SCALE)         over the last axis, or over the whole tensor
+    q = clip(round_half_even(x / scale), -127, 127) + 128         uint8, 1..255, zero point 128
+
+That equals clipping x to [-clip, clip] first: a clipped value has code 127 or -127 either way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qexport.graphs.operators.body import Body, Operator
+
+__all__ = ["QUANTIZERS", "SMALLEST_SCALE", "ZERO_POINT"]
+
+SMALLEST_SCALE = np.float32(1.2e-32)
+"""Scale of a tensor of zeros; x / SMALLEST_SCALE is finite for |x| below 4e6."""
+
+ZERO_POINT = 128
+"""Zero point of every uint8 activation."""
+
+
+def clip_limit(body: Body) -> str:
+    """The attribute `clip` as a float32 scalar, infinity when it is 0."""
+    clip = body.number("clip")
+    on = body.node("Greater", clip, body.constant(0, np.float32))
+    return body.node("Where", on, clip, body.constant(np.inf, np.float32))
+
+
+def scale_of(body: Body, largest: str, *, clip: bool) -> str:
+    """max(min(largest, clip) / 127, SMALLEST_SCALE); shape of `largest`."""
+    if clip:
+        largest = body.node("Min", largest, clip_limit(body))
+    step = body.node("Div", largest, body.constant(127, np.float32))
+    return body.node("Max", step, body.constant(SMALLEST_SCALE, np.float32))
+
+
+def codes_by_row(body: Body, x: str, scale: str, zero_point: int, dtype: npt.DTypeLike) -> str:
+    """Codes of a matrix [T, C] with one scale a row ([T, 1] or [T]), by QuantizeLinear along axis 0."""
+    scales = body.node("Reshape", scale, body.constant([-1], np.int64))
+    zeros = body.node("ConstantOfShape", body.node("Shape", scales), value=one_value(zero_point, dtype))
+    return body.node("QuantizeLinear", x, scales, zeros, axis=0)
+
+
+def one_value(value: int, dtype: npt.DTypeLike) -> Any:
+    """A TensorProto of shape [1]."""
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(np.array([value], dtype))
+
+
+def _build_per_token(body: Body) -> None:
+    largest = body.reduce_max(body.node("Abs", "x"), [-1], keepdims=True)
+    scale = scale_of(body, largest, clip=True)
+    matrix = body.node("Flatten", "x", axis=-1)
+    codes = codes_by_row(body, matrix, scale, ZERO_POINT, np.uint8)
+    bounded = body.node("Max", codes, body.constant(1, np.uint8))
+    body.node("Reshape", bounded, body.node("Shape", "x"), output="q")
+    body.node("Identity", scale, output="scale")
+
+
+def _build_per_tensor(body: Body) -> None:
+    largest = body.reduce_max(body.node("Abs", "x"), None, keepdims=False)
+    scale = scale_of(body, largest, clip=True)
+    codes = body.node("QuantizeLinear", "x", scale, body.constant(ZERO_POINT, np.uint8))
+    body.node("Max", codes, body.constant(1, np.uint8), output="q")
+    body.node("Identity", scale, output="scale")
+
+
+def dynamic_scale(largest: npt.NDArray[np.float32], clip: float) -> npt.NDArray[np.float32]:
+    """The scale for a largest magnitude, float32 of any shape."""
+    limit = np.float32(clip) if clip > 0 else np.float32(np.inf)
+    return np.asarray(np.maximum(np.minimum(largest, limit) / np.float32(127), SMALLEST_SCALE))
+
+
+def symmetric_codes(x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+    """round_half_even(x / scale) bounded to -127..127."""
+    return np.clip(np.rint(x / scale), -127, 127).astype(np.int32)
+
+
+def _reference_per_token(x: npt.NDArray[np.float32], *, clip: float) -> tuple[npt.NDArray[Any], ...]:
+    scale = dynamic_scale(np.abs(x).max(axis=-1, keepdims=True), clip)
+    return (symmetric_codes(x, scale) + ZERO_POINT).astype(np.uint8), scale
+
+
+def _reference_per_tensor(x: npt.NDArray[np.float32], *, clip: float) -> tuple[npt.NDArray[Any], ...]:
+    scale = dynamic_scale(np.asarray(np.abs(x).max()), clip)
+    return (symmetric_codes(x, scale) + ZERO_POINT).astype(np.uint8), scale
+
+
+QUANTIZERS = {
+    "QuantizePerToken": Operator(
+        "QuantizePerToken",
+        ("x",),
+        ("q", "scale"),
+        ("clip",),
+        _build_per_token,
+        _reference_per_token,
+        "Symmetric 8-bit codes of x float32 [..., K] with one scale a token: q uint8 [..., K] with zero point 128, "
+        "scale float32 [..., 1] = max(min(max |x|, clip) / 127, 1.2e-32); clip 0 means none.",
+    ),
+    "QuantizePerTensor": Operator(
+        "QuantizePerTensor",
+        ("x",),
+        ("q", "scale"),
+        ("clip",),
+        _build_per_tensor,
+        _reference_per_tensor,
+        "Symmetric 8-bit codes of x float32 with one scale: q uint8, shape of x, with zero point 128, scale float32 "
+        "scalar = max(min(max |x|, clip) / 127, 1.2e-32); clip 0 means none.",
+    ),
+}
+"""QuantizePerToken and QuantizePerTensor."""
