@@ -89,7 +89,9 @@ def pack(codes: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.uint8]:
     """
     cut = planes(bits)
     if codes.ndim != 2 or codes.dtype != np.int8:
-        raise ShapeError(f"codes to pack must be an int8 matrix [N, K], got {codes.dtype} {list(codes.shape)}")
+        raise ShapeError(
+            f"codes to pack must be an int8 matrix [N, K], got {codes.dtype} {list(codes.shape)}"
+        )
     top = max_code(bits) if bits > 1 else 1
     wrong = (codes > top) | (codes < -top)
     if bits == 1:
@@ -104,7 +106,9 @@ def pack(codes: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.uint8]:
     shifted = codes.astype(np.int16) + offset(bits)
     if bits == 1:
         shifted >>= 1
-    return np.concatenate([_pack_plane(shifted // place, base, digits) for base, digits, place in cut], axis=1)
+    return np.concatenate(
+        [_pack_plane(shifted // place, base, digits) for base, digits, place in cut], axis=1
+    )
 
 
 def _pack_plane(values: npt.NDArray[np.int16], base: int, digits: int) -> npt.NDArray[np.uint8]:
