@@ -1,16 +1,20 @@
-"""The hook that lets AutoModel…from_pretrained load a student folder: quantisation method `qexport` of transformers."""
+"""The hook that lets AutoModel…from_pretrained load a student folder: quantisation method `qexport` of transformers.
+
+This module is imported while transformers is still importing itself, so it reads nothing of transformers but the registry.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qexport.training.quant_config import QUANT_METHOD, QuantConfig
-from qexport.training.student import ATTENTION_NAME, quantize_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["QexportQuantizationConfig", "QexportQuantizer"]
 
@@ -37,10 +41,14 @@ class QexportQuantizer(HfQuantizer):
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Students run on the registered `qexport` attention, whatever was asked for."""
+        from qexport.training.student import ATTENTION_NAME
+
         config._attn_implementation = ATTENTION_NAME
         return config
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        from qexport.training.student import quantize_model
+
         return quantize_model(model, QuantConfig.from_dict(self.quantization_config.to_dict()))
 
     def is_serializable(self) -> bool:

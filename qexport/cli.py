@@ -1,0 +1,162 @@
+"""The command line: `qexport COMMAND ...`, and the only place where errors become exit codes."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from qexport import __version__, console
+
+# Xfrom qexport.commands.export import to_onnx
+from qexport.commands.inspect import inspect
+from qexport.commands.listing import methods, tasks
+from qexport.commands.predict import predict
+
+# Xfrom qexport.commands.quickstart import quickstart
+from qexport.commands.train import train
+
+# Xfrom qexport.commands.verify import verify
+from qexport.errors import Interrupted, QexportError
+
+__all__ = ["app", "main"]
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    # X    "to-onnx": to_onnx,
+    # X    "verify": verify,
+    "predict": predict,
+    "inspect": inspect,
+    # X    "quickstart": quickstart,
+    "tasks": tasks,
+    "methods": methods,
+}
+
+_WITHOUT_ARGUMENTS = {"quickstart", "tasks", "methods"}
+_RESUMABLE = {"train"}  # commands with --resume; the others simply run again
+
+
+_ALIASES = {
+    "gradient-accumulation-steps": "gradient-accumulation",
+    "learning-rate": "lr",
+    "max-eval-samples": "eval-samples",
+    "max-seq-length": "max-length",
+    "max-train-samples": "train-samples",
+    "model-name-or-path": "model",
+    "num-train-epochs": "epochs",
+    "output-dir": "output",
+    "per-device-eval-batch-size": "eval-batch-size",
+    "per-device-train-batch-size": "batch-size",
+    "report-to": "logging",
+    "target-opset": "opset",
+    "task-name": "task",
+    "train-file": "data",
+    "validation-file": "eval",
+    "warmup-ratio": "warmup",
+}
+"""Names that Hugging Face's scripts, Olive and onnxsim taught people -> ours; kept out of the help pages."""
+
+
+def _our_name(word: str) -> str:
+    """The name of an option or command as declared: snake_case and the aliases are accepted too."""
+    kebab = word.replace("_", "-")
+    return _ALIASES.get(kebab, kebab)
+
+
+app = typer.Typer(
+    name="qexport",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _our_name},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"qexport {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the log of the libraries too.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show results and errors only.")] = False,
+    no_color: Annotated[
+        bool, typer.Option("--no-color", help="Plain text; NO_COLOR=1 does the same.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train ternary BERT-family models, export them at 1.6 bits a weight to ONNX, and verify them.
+
+    The way through: train a teacher, distil a student, export it, verify it.
+
+      qexport train --method fp32 --model minilm --task rotten_tomatoes -o teacher
+
+      qexport train --method ternarybert --teacher teacher --task rotten_tomatoes -o student
+
+      qexport to-onnx student --output onnx
+
+      qexport verify onnx --task rotten_tomatoes
+
+    Or all of it at once: qexport quickstart
+
+    Exit codes: 0 done, 1 a bug, 2 usage or data, 3 a gate of verify failed, 4 environment, 5 unsupported
+    model, 130 interrupted.
+    """
+    console.configure(verbosity=1 if verbose else -1 if quiet else 0, color=not no_color)
+
+
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """Keep Ctrl-C away from Typer, which would end silently."""
+
+    @functools.wraps(command)
+    def run(**values: object) -> None:
+        try:
+            command(**values)
+        except KeyboardInterrupt:
+            raise Interrupted("") from None
+
+    return run
+
+
+for _name, _command in _COMMANDS.items():
+    app.command(_name, no_args_is_help=_name not in _WITHOUT_ARGUMENTS)(_interruptible(_command))
+
+
+def _after_interrupt(arguments: Sequence[str]) -> str:
+    again = list(arguments)
+    command = next((_our_name(word) for word in again if not word.startswith("-")), "")
+    if command in _RESUMABLE and "--resume" not in again:
+        again.append("--resume")
+    return f"interrupted; go on with: {shlex.join(['qexport', *again])}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words after `qexport`; the process's own when None.
+    Returns:
+        The exit code, see `qexport --help`. A bug is not caught: it keeps its traceback and ends in 1.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        typer.main.get_command(app)(words, prog_name="qexport")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except Interrupted as stop:
+        console.error(str(stop) or _after_interrupt(words))
+        return stop.exit_code
+    except QexportError as problem:
+        console.error(str(problem))
+        return problem.exit_code
+    return 0

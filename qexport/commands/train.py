@@ -1,0 +1,61 @@
+"""`qexport train`: fine-tune a teacher, or distil a low-bit student from it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qexport import console
+from qexport.options import Option, takes_config
+from qexport.training.config import TrainConfig
+
+__all__ = ["train"]
+
+OPTIONS = {
+    "output": Option(("--output", "-o")),
+    "model": Option(("--model", "-m")),
+    "bits": Option(("--bits", "-b"), metavar="W-E-A"),
+    "train_file": Option(("--data",)),
+    "eval_file": Option(("--eval",)),
+}
+
+PANELS = {
+    "Quantisation": ("bits", "activations", "granularity", "activation_clip", "position_bits",
+                     "as_published"),
+    "Data": ("data_dir", "train_file", "eval_file", "text_column", "text_pair_column", "label_column",
+             "regression", "train_samples", "eval_samples", "max_length"),
+    "Optimisation": ("epochs", "max_steps", "lr", "batch_size", "eval_batch_size", "gradient_accumulation",
+                     "warmup", "weight_decay", "dropout", "seed", "bf16", "threads", "group_by_length"),
+    "Distillation": ("hidden_weight", "attention_weight", "logits_weight", "label_weight", "temperature"),
+    "Run": ("eval_steps", "early_stopping", "logging", "logging_steps", "resume", "force"),
+}  # fmt: skip
+
+
+@takes_config(TrainConfig, OPTIONS, panels=PANELS)
+def train(
+    config: TrainConfig,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Fine-tune a teacher, or distil a low-bit student from it.
+
+    Examples:
+
+      qexport train --method fp32 --model minilm --task rotten_tomatoes -o teacher
+
+      qexport train --method ternarybert --teacher teacher --task sst2 -o student
+
+      qexport train --method fp32 --model minilm --data train.csv --eval eval.csv
+      --text-column text --label-column label -o own
+
+    Option names of Hugging Face's example scripts are accepted too: --learning_rate, --num_train_epochs,
+    --per_device_train_batch_size, --max_seq_length, --task_name, --output_dir, --model_name_or_path.
+    """
+    from qexport.training.trainer import train as run
+
+    result = run(config)
+    if json:
+        console.print_json(result.to_json())
+    else:
+        console.show(result.summary())

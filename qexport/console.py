@@ -1,0 +1,98 @@
+"""What people and machines see: results on stdout, progress and errors on stderr.
+
+NO_COLOR, TERM=dumb and streams that are no terminal are honoured by `rich`; a worker process of a distributed
+run (RANK > 0) prints nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+__all__ = ["configure", "error", "is_main_process", "is_verbose", "print_json", "say", "show"]
+
+_WIDTH_WITHOUT_TERMINAL = 120  # rich would take 80 in a CI log and wrap every table
+
+
+@dataclass
+class _Settings:
+    verbosity: int = 0
+    color: bool = True
+
+
+_settings = _Settings()
+
+
+def configure(*, verbosity: int = 0, color: bool = True) -> None:
+    """Set what the rest of this process shows.
+
+    Args:
+        verbosity: -1 errors and results only, 0 progress lines too, 1 also the log of the libraries below.
+        color: False for plain text even on a terminal.
+    """
+    _settings.verbosity = verbosity
+    _settings.color = color
+    level = logging.INFO if verbosity > 0 else logging.WARNING if verbosity == 0 else logging.ERROR
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(name)s: %(message)s", force=not logging.root.handlers
+    )
+    logging.getLogger("qexport").setLevel(level)
+
+
+def is_verbose() -> bool:
+    """Whether the user asked for details."""
+    return _settings.verbosity > 0
+
+
+def is_main_process() -> bool:
+    """False in the second and further processes of accelerate or torchrun."""
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
+def say(text: str) -> None:
+    """One line of progress on stderr."""
+    if _settings.verbosity >= 0 and is_main_process():
+        _console(sys.stderr).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def error(text: str) -> None:
+    """One line `qexport: <text>` on stderr, whatever the verbosity."""
+    print(f"qexport: {text}", file=sys.stderr, flush=True)
+
+
+def show(*renderables: RenderableType) -> None:
+    """Results for people on stdout: text or rich tables."""
+    if is_main_process():
+        console = _console(sys.stdout)
+        for renderable in renderables:
+            console.print(renderable, highlight=False, markup=False)
+
+
+def print_json(value: Any) -> None:
+    """The result for machines, one JSON document on stdout; NaN and infinity become null."""
+    if is_main_process():
+        print(json.dumps(_finite(value), indent=2, default=str, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
+    return Console(file=stream, no_color=None if _settings.color else True, width=width)

@@ -1,0 +1,24 @@
+"""Methods by name: quantisers, losses and defaults, one file each."""
+
+from __future__ import annotations
+
+from qexport.errors import UnknownNameError
+from qexport.training.recipes.base import Recipe
+from qexport.training.recipes.fp32 import FP32
+from qexport.training.recipes.q8bert import Q8BERT
+from qexport.training.recipes.ternarybert import TERNARYBERT, TERNARYBERT_LAT
+
+__all__ = ["RECIPES", "Recipe", "get_recipe"]
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (FP32, Q8BERT, TERNARYBERT, TERNARYBERT_LAT)}
+
+
+def get_recipe(name: str) -> Recipe:
+    """Look a method up.
+
+    Raises:
+        UnknownNameError: no such method; suggests the nearest.
+    """
+    if name not in RECIPES:
+        raise UnknownNameError("method", name, RECIPES)
+    return RECIPES[name]
