@@ -6,9 +6,9 @@
 On x86 without VNNI a product of uint8 by int8 adds two products in 16 bits and saturates unless |W| <= 64, so
 weights of 8 bits go in as uint8 with zero point 128, and all narrower ones as int8.
 
-The bias is added as a matrix [1, N]. ONNX Runtime fuses a product that is followed by the addition of a vector [N]
-to one MatMulIntegerToFloat node, and that node multiplies the bias by a_scale too when there is a scale for each
-token: wrong results, seen in versions 1.16 to 1.32. It leaves the addition of a matrix alone.
+The bias is added as the subtraction of -bias, which is the same number. ONNX Runtime fuses a product that is
+followed by an addition to one MatMulIntegerToFloat node, and that node multiplies the bias by a_scale too when
+there is a scale for each token: wrong results, seen in version 1.32. It leaves a subtraction alone.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def _build(body: Body, bits: int) -> None:
         acc = body.node("MatMulInteger", "A", weight, "a_zero_point")
     scale = body.node("Mul", "a_scale", "b_scale")
     product = body.node("Mul", body.node("Cast", acc, to=onnx.TensorProto.FLOAT), scale)
-    row = body.node("Unsqueeze", "bias", body.constant([0], np.int64))
-    body.node("Add", product, row, output="Y")
+    body.node("Sub", product, body.node("Neg", "bias"), output="Y")
 
 
 def _reference(
