@@ -11,34 +11,25 @@ from typing import Annotated
 import typer
 
 from qexport import __version__, console
-
-# Xfrom qexport.commands.export import to_onnx
+from qexport.commands.export import to_onnx
 from qexport.commands.inspect import inspect
 from qexport.commands.listing import methods, tasks
 from qexport.commands.predict import predict
-
-# Xfrom qexport.commands.quickstart import quickstart
 from qexport.commands.train import train
-
-# Xfrom qexport.commands.verify import verify
 from qexport.errors import Interrupted, QexportError
 
 __all__ = ["app", "main"]
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
-    # X    "to-onnx": to_onnx,
-    # X    "verify": verify,
+    "to-onnx": to_onnx,
     "predict": predict,
     "inspect": inspect,
-    # X    "quickstart": quickstart,
     "tasks": tasks,
     "methods": methods,
 }
 
 _WITHOUT_ARGUMENTS = {"quickstart", "tasks", "methods"}
-_RESUMABLE = {"train"}  # commands with --resume; the others simply run again
-
 
 _ALIASES = {
     "gradient-accumulation-steps": "gradient-accumulation",
@@ -115,13 +106,14 @@ def _root(
     console.configure(verbosity=1 if verbose else -1 if quiet else 0, color=not no_color)
 
 
-def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Keep Ctrl-C away from Typer, which would end silently."""
+def _contained(command: Callable[..., None]) -> Callable[..., None]:
+    """Keep Ctrl-C away from Typer, which would end silently, and stdout clean of what libraries print."""
 
     @functools.wraps(command)
     def run(**values: object) -> None:
         try:
-            command(**values)
+            with console.only_results_on_stdout():
+                command(**values)
         except KeyboardInterrupt:
             raise Interrupted("") from None
 
@@ -129,15 +121,11 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for _name, _command in _COMMANDS.items():
-    app.command(_name, no_args_is_help=_name not in _WITHOUT_ARGUMENTS)(_interruptible(_command))
+    app.command(_name, no_args_is_help=_name not in _WITHOUT_ARGUMENTS)(_contained(_command))
 
 
 def _after_interrupt(arguments: Sequence[str]) -> str:
-    again = list(arguments)
-    command = next((_our_name(word) for word in again if not word.startswith("-")), "")
-    if command in _RESUMABLE and "--resume" not in again:
-        again.append("--resume")
-    return f"interrupted; go on with: {shlex.join(['qexport', *again])}"
+    return f"interrupted, nothing was left half written; run again: {shlex.join(['qexport', *arguments])}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,17 +6,28 @@ run (RANK > 0) prints nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-__all__ = ["configure", "error", "is_main_process", "is_verbose", "print_json", "say", "show"]
+__all__ = [
+    "configure",
+    "error",
+    "is_main_process",
+    "is_verbose",
+    "only_results_on_stdout",
+    "print_json",
+    "say",
+    "show",
+]
 
 _WIDTH_WITHOUT_TERMINAL = 120  # rich would take 80 in a CI log and wrap every table
 
@@ -25,6 +36,7 @@ _WIDTH_WITHOUT_TERMINAL = 120  # rich would take 80 in a CI log and wrap every t
 class _Settings:
     verbosity: int = 0
     color: bool = True
+    results: TextIO | None = None
 
 
 _settings = _Settings()
@@ -39,11 +51,24 @@ def configure(*, verbosity: int = 0, color: bool = True) -> None:
     """
     _settings.verbosity = verbosity
     _settings.color = color
+    if verbosity < 0 or not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of transformers: a log file wants lines
     level = logging.INFO if verbosity > 0 else logging.WARNING if verbosity == 0 else logging.ERROR
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(name)s: %(message)s", force=not logging.root.handlers
     )
     logging.getLogger("qexport").setLevel(level)
+
+
+@contextlib.contextmanager
+def only_results_on_stdout() -> Iterator[None]:
+    """Inside the block all that libraries print goes to stderr; `show` and `print_json` keep stdout."""
+    _settings.results = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _settings.results = None
 
 
 def is_verbose() -> bool:
@@ -70,7 +95,7 @@ def error(text: str) -> None:
 def show(*renderables: RenderableType) -> None:
     """Results for people on stdout: text or rich tables."""
     if is_main_process():
-        console = _console(sys.stdout)
+        console = _console(_settings.results or sys.stdout)
         for renderable in renderables:
             console.print(renderable, highlight=False, markup=False)
 
@@ -78,7 +103,8 @@ def show(*renderables: RenderableType) -> None:
 def print_json(value: Any) -> None:
     """The result for machines, one JSON document on stdout; NaN and infinity become null."""
     if is_main_process():
-        print(json.dumps(_finite(value), indent=2, default=str, allow_nan=False), flush=True)
+        text = json.dumps(_finite(value), indent=2, default=str, allow_nan=False)
+        print(text, file=_settings.results or sys.stdout, flush=True)
 
 
 def _finite(value: Any) -> Any:

@@ -94,7 +94,7 @@ def takes_config(
         merged = [*parameters, *own]
         command.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in merged}
-        del command.__wrapped__  # type: ignore[attr-defined]  # inspect would look through it
+        del command.__wrapped__  # inspect would look through it
         return command
 
     return decorate

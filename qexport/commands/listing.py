@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -47,7 +48,7 @@ def methods(*, json: _JSON = False) -> None:
     _list(rows, json)
 
 
-def _list(rows: list[dict[str, object]], json: bool) -> None:
+def _list(rows: Sequence[Mapping[str, object]], json: bool) -> None:
     if json:
         console.print_json(rows)
         return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import typer
 
 from qexport import console
+from qexport.errors import Interrupted
 from qexport.options import Option, takes_config
 from qexport.training.config import TrainConfig
 
@@ -54,8 +56,17 @@ def train(
     """
     from qexport.training.trainer import train as run
 
-    result = run(config)
+    try:
+        result = run(config, say=console.say)
+    except KeyboardInterrupt:
+        if any(config.output.glob("checkpoints/checkpoint-*")):
+            raise Interrupted(
+                f"training stopped; go on from the newest checkpoint in {config.output} with the same "
+                "command and --resume"
+            ) from None
+        raise
     if json:
-        console.print_json(result.to_json())
-    else:
-        console.show(result.summary())
+        console.print_json(dataclasses.asdict(result))
+        return
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    console.show(f"{config.method}: {scores}; {result.seconds:.0f} s", f"model in {result.output}")
