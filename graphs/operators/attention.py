@@ -56,14 +56,14 @@ def attention_name(activation: str, *, quantize_pv: bool = True) -> str:
 def _site(body: Body, x: str, activation: str, stored: str) -> tuple[str, str]:
     """Codes uint8 [B, H, S, D] with zero point 128, and their scale, of q or k."""
     if activation == "dynamic-token":
-        largest = body.reduce_max(body.node("Abs", x), [-1], keepdims=True)
+        largest = body.largest_magnitude(x, [-1], keepdims=True)
         scale = scale_of(body, largest, clip=True)
         codes = codes_by_row(body, body.node("Flatten", x, axis=-1), scale, ZERO_POINT, np.uint8)
         bounded = body.node("Max", codes, body.constant(1, np.uint8))
         return body.node("Reshape", bounded, body.node("Shape", x)), scale
     scale = stored
     if activation == "dynamic-tensor":
-        scale = scale_of(body, body.reduce_max(body.node("Abs", x), None, keepdims=False), clip=True)
+        scale = scale_of(body, body.largest_magnitude(x, None, keepdims=False), clip=True)
     codes = body.node("QuantizeLinear", x, scale, body.constant(ZERO_POINT, np.uint8))
     return body.node("Max", codes, body.constant(1, np.uint8)), scale
 
@@ -72,15 +72,15 @@ def _values(body: Body, activation: str) -> tuple[str, str]:
     """Codes int8 [B, H, S, D] and their scale, of v."""
     lowest = body.constant(-127, np.int8)
     if activation == "dynamic-token":
-        tokens = body.reduce_max(body.node("Abs", "v"), [-1], keepdims=True)
+        tokens = body.largest_magnitude("v", [-1], keepdims=True)
         kept = body.node("Transpose", "mask", perm=[0, 1, 3, 2])
         masked = body.node("Where", kept, tokens, body.constant(0, np.float32))
-        scale = scale_of(body, body.reduce_max(masked, [2], keepdims=True), clip=True)
+        scale = scale_of(body, body.reduce("ReduceMax", masked, [2], keepdims=True), clip=True)
         codes = codes_by_row(body, body.node("Flatten", "v", axis=2), scale, 0, np.int8)
         return body.node("Reshape", body.node("Max", codes, lowest), body.node("Shape", "v")), scale
     scale = "v_scale"
     if activation == "dynamic-tensor":
-        scale = scale_of(body, body.reduce_max(body.node("Abs", "v"), None, keepdims=False), clip=True)
+        scale = scale_of(body, body.largest_magnitude("v", None, keepdims=False), clip=True)
     codes = body.node("QuantizeLinear", "v", scale, body.constant(0, np.int8))
     return body.node("Max", codes, lowest), scale
 
@@ -88,11 +88,11 @@ def _values(body: Body, activation: str) -> tuple[str, str]:
 def _probabilities(body: Body, p: str, activation: str) -> tuple[str, str]:
     """Codes uint8 0..127 [B, H, S, S] with zero point 0, and their scale."""
     if activation == "dynamic-token":
-        scale = scale_of(body, body.reduce_max(p, [-1], keepdims=True), clip=False)
+        scale = scale_of(body, body.reduce("ReduceMax", p, [-1], keepdims=True), clip=False)
         codes = codes_by_row(body, body.node("Flatten", p, axis=-1), scale, 0, np.uint8)
         return body.node("Reshape", codes, body.node("Shape", p)), scale
     if activation == "dynamic-tensor":
-        scale = scale_of(body, body.reduce_max(p, None, keepdims=False), clip=False)
+        scale = scale_of(body, body.reduce("ReduceMax", p, None, keepdims=False), clip=False)
         return body.node("QuantizeLinear", p, scale, body.constant(0, np.uint8)), scale
     codes = body.node("QuantizeLinear", p, "p_scale", body.constant(0, np.uint8))
     return body.node("Min", codes, body.constant(127, np.uint8)), "p_scale"
@@ -109,8 +109,9 @@ def _build(body: Body, activation: str, quantize_pv: bool) -> None:
     scores = body.node(
         "Mul", body.node("Cast", acc, to=onnx.TensorProto.FLOAT), body.node("Mul", scaled, k_scale)
     )
-    drop = body.node("Where", "mask", body.constant(0, np.float32), body.constant(MASKED, np.float32))
-    p = body.node("Softmax", body.node("Add", scores, drop), axis=-1)
+    # subtracted, not added: ONNX Runtime would take an addition of [1, 1, 1, S] for a bias, see matmul.py
+    drop = body.node("Where", "mask", body.constant(0, np.float32), body.constant(-MASKED, np.float32))
+    p = body.node("Softmax", body.node("Sub", scores, drop), axis=-1)
     if not quantize_pv:
         body.node("MatMul", p, "v", output="Y")
         return

@@ -119,10 +119,19 @@ class Body:
         self.nodes[-1].attribute.append(onnx.AttributeProto(name=field, ref_attr_name=name, type=kind))
         return output
 
-    def reduce_max(self, x: str, axes: Sequence[int] | None, *, keepdims: bool) -> str:
-        """ReduceMax, over all axes for None; the axes are an attribute before opset 18 and an input from then."""
+    def reduce(self, op_type: str, x: str, axes: Sequence[int] | None, *, keepdims: bool) -> str:
+        """ReduceMax or ReduceMin, over all axes for None.
+
+        The axes are an attribute before opset 18 and an input from then on.
+        """
         if axes is None:
-            return self.node("ReduceMax", x, keepdims=int(keepdims))
+            return self.node(op_type, x, keepdims=int(keepdims))
         if self.opset < 18:
-            return self.node("ReduceMax", x, keepdims=int(keepdims), axes=list(axes))
-        return self.node("ReduceMax", x, self.constant(list(axes), np.int64), keepdims=int(keepdims))
+            return self.node(op_type, x, keepdims=int(keepdims), axes=list(axes))
+        return self.node(op_type, x, self.constant(list(axes), np.int64), keepdims=int(keepdims))
+
+    def largest_magnitude(self, x: str, axes: Sequence[int] | None, *, keepdims: bool) -> str:
+        """max |x|, as the larger of max x and -min x: no tensor of the size of x in between."""
+        high = self.reduce("ReduceMax", x, axes, keepdims=keepdims)
+        low = self.node("Neg", self.reduce("ReduceMin", x, axes, keepdims=keepdims))
+        return self.node("Max", high, low)

@@ -54,7 +54,7 @@ def one_value(value: int, dtype: npt.DTypeLike) -> Any:
 
 
 def _build_per_token(body: Body) -> None:
-    largest = body.reduce_max(body.node("Abs", "x"), [-1], keepdims=True)
+    largest = body.largest_magnitude("x", [-1], keepdims=True)
     scale = scale_of(body, largest, clip=True)
     matrix = body.node("Flatten", "x", axis=-1)
     codes = codes_by_row(body, matrix, scale, ZERO_POINT, np.uint8)
@@ -64,7 +64,7 @@ def _build_per_token(body: Body) -> None:
 
 
 def _build_per_tensor(body: Body) -> None:
-    largest = body.reduce_max(body.node("Abs", "x"), None, keepdims=False)
+    largest = body.largest_magnitude("x", None, keepdims=False)
     scale = scale_of(body, largest, clip=True)
     codes = body.node("QuantizeLinear", "x", scale, body.constant(ZERO_POINT, np.uint8))
     body.node("Max", codes, body.constant(1, np.uint8), output="q")
