@@ -35,17 +35,19 @@ def loss_aware_ternary(
     magnitude = weight.abs()
     weighted = curvature * magnitude
     alpha = weighted.sum(-1, keepdim=True) / curvature.sum(-1, keepdim=True)
-    for _ in range(iterations):
+    keep = torch.empty_like(magnitude)
+    product = torch.empty_like(magnitude)
+    for _ in range(iterations + 1):
         # b is 1 where |w| > alpha / 2; alpha is then the weighted mean of the kept magnitudes
-        keep = magnitude > alpha * 0.5
-        new = _kept_mean(weighted, curvature, keep)
+        torch.gt(magnitude, alpha * 0.5, out=keep)
+        kept = torch.mul(weighted, keep, out=product).sum(-1, keepdim=True)
+        mass = torch.mul(curvature, keep, out=product).sum(-1, keepdim=True)
+        new = kept / mass.clamp_(min=torch.finfo(torch.float32).tiny)
         moved = (new - alpha).abs()
         alpha = new
         if bool((moved <= tolerance * alpha).all()):
             break
-    keep = magnitude > alpha * 0.5
-    alpha = _kept_mean(weighted, curvature, keep)
-    codes = (torch.sign(weight) * keep).reshape(shape)
+    codes = keep.copysign_(weight).reshape(shape)
     return codes, alpha.reshape(1) if granularity == "matrix" else alpha.squeeze(-1)
 
 
@@ -70,7 +72,3 @@ def loss_aware_ternary_exact(weight: Tensor, granularity: str, curvature: Tensor
     codes = (torch.sign(weight) * (rank <= best)).reshape(shape)
     return codes, alpha.reshape(1) if granularity == "matrix" else alpha.squeeze(-1)
 
-
-def _kept_mean(weighted: Tensor, curvature: Tensor, keep: Tensor) -> Tensor:
-    total = (curvature * keep).sum(-1, keepdim=True)
-    return (weighted * keep).sum(-1, keepdim=True) / total.clamp(min=torch.finfo(torch.float32).tiny)

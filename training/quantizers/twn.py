@@ -23,9 +23,9 @@ def ternary_weight_network(weight: Tensor, granularity: str) -> tuple[Tensor, Te
     """
     magnitude = weight.abs()
     if granularity == "row":
-        keep = magnitude > 0.7 * magnitude.mean(-1, keepdim=True)
+        keep = (magnitude > 0.7 * magnitude.mean(-1, keepdim=True)).to(weight.dtype)
         scale = (magnitude * keep).sum(-1) / keep.sum(-1).clamp(min=1)
     else:
-        keep = magnitude > 0.7 * magnitude.mean()
+        keep = (magnitude > 0.7 * magnitude.mean()).to(weight.dtype)
         scale = ((magnitude * keep).sum() / keep.sum().clamp(min=1)).reshape(1)
-    return torch.sign(weight) * keep, scale
+    return keep.copysign_(weight), scale
