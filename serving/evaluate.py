@@ -1,0 +1,175 @@
+"""A task's rows over any runner: logits in row order, metrics with intervals.
+
+Metric functions come in through `EvalRows`, so that serving needs neither torch nor qexport.training; the command
+line passes those of qexport.training.metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from qexport.errors import ShapeError, UsageError
+from qexport.serving.session import Batch, Float32Array
+
+__all__ = ["EvalRows", "MetricValue", "PairedDropLike", "Runner", "evaluate", "metric_values"]
+
+Labels = npt.NDArray[Any]
+
+
+class PairedDropLike(Protocol):
+    """A drop of one metric between two engines on the same rows, as a fraction, with its interval."""
+
+    @property
+    def drop(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+class Runner(Protocol):
+    """Anything that maps one batch to named outputs; `Session` is one."""
+
+    def run(self, batch: Batch, /) -> Mapping[str, npt.NDArray[Any]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRows:
+    """The labelled rows of one split, tokenised, with the functions that judge logits on them."""
+
+    task: str
+    """Name of the task, for the report: "sst2"."""
+    split: str = "validation"
+    """Name of the split, for the report."""
+    kind: Literal["classification", "regression"] = "classification"
+    batches: Sequence[Batch]
+    """Feeds, int64 [B, S] each; together `labels.shape[0]` rows."""
+    labels: Labels
+    """int64 [n] or float32 [n], in the order of the data file."""
+    order: npt.NDArray[np.int64] | None = None
+    """Row of the data file of each row of the concatenated batches; None means that they are in file order."""
+    texts: Sequence[str] | None = None
+    """Text of each row in file order, shown beside disagreements; None leaves it out."""
+    main_metric: str
+    """The metric that gates judge."""
+    metrics: Callable[[Float32Array, Labels], Mapping[str, float]]
+    """(logits [n, c], labels [n]) -> name -> fraction."""
+    interval: Callable[[str, Float32Array, Labels], tuple[float, float]]
+    """(metric, logits, labels) -> 95 % interval (low, high), fractions."""
+    paired_drop: Callable[[str, Float32Array, Float32Array, Labels], PairedDropLike]
+    """(metric, logits_a, logits_b, labels) -> metric(a) - metric(b) on the same rows, with its interval."""
+    source: str = ""
+    """Where the rows came from, for the report."""
+    fingerprint: str = ""
+    """sha256 of what was read."""
+    agreement_tolerance: float = 0.05
+    """Regression only: two predictions agree when they differ by at most this, in the unit of the label."""
+
+    def __post_init__(self) -> None:
+        rows = sum(len(batch["input_ids"]) for batch in self.batches)
+        if rows != len(self.labels) or rows == 0:
+            raise UsageError(
+                f"{self.task} {self.split}: batches hold {rows} rows, labels {len(self.labels)}; "
+                "both must be the same number, at least one"
+            )
+        if self.order is not None and sorted(self.order.tolist()) != list(range(rows)):
+            raise UsageError(f"{self.task} {self.split}: order must be a permutation of 0..{rows - 1}")
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.labels)
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Row of the data file of each row of the concatenated batches, int64 [n]."""
+        return np.arange(self.n_rows, dtype=np.int64) if self.order is None else self.order
+
+
+@dataclass(frozen=True, slots=True)
+class MetricValue:
+    """One metric of one engine on one split."""
+
+    metric: str
+    value: float
+    """Fraction (accuracy, F1) or coefficient (Matthews, Pearson, Spearman)."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of the 95 % interval."""
+
+
+def evaluate(
+    runner: Runner,
+    rows: EvalRows,
+    *,
+    max_rows: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Float32Array, npt.NDArray[np.int64]]:
+    """Logits of the rows, and which rows they are.
+
+    Args:
+        runner: a session, or any target's runner.
+        rows: what to run.
+        max_rows: stop after that many rows; the last batch is cut.
+        progress: called with (rows done, rows in all) after each batch.
+    Returns:
+        logits float32 [m, C] sorted by row, and int64 [m] rows of the data file; m = n_rows without max_rows.
+    Raises:
+        ShapeError: the runner gave another number of rows than it was fed, or not [B, C].
+    """
+    limit = rows.n_rows if max_rows is None else min(max_rows, rows.n_rows)
+    parts: list[Float32Array] = []
+    done = 0
+    for batch in rows.batches:
+        if done >= limit:
+            break
+        take = min(len(batch["input_ids"]), limit - done)
+        feeds = (
+            batch
+            if take == len(batch["input_ids"])
+            else {name: value[:take] for name, value in batch.items()}
+        )
+        logits = np.asarray(runner.run(feeds)["logits"], dtype=np.float32)
+        if logits.ndim != 2 or logits.shape[0] != take:
+            raise ShapeError(
+                f"logits must be [{take}, labels] for a batch of {take} rows, got {list(logits.shape)}"
+            )
+        parts.append(logits)
+        done += take
+        if progress is not None:
+            progress(done, limit)
+    positions = rows.positions[:done]
+    inverse = np.argsort(positions, kind="stable")
+    return np.concatenate(parts)[inverse], positions[inverse]
+
+
+def metric_values(rows: EvalRows, logits: Float32Array) -> list[MetricValue]:
+    """Every metric of the task with its 95 % interval, the main metric first.
+
+    Raises:
+        ShapeError: logits are not [n_rows, C], or C does not fit the labels.
+    """
+    if logits.ndim != 2 or logits.shape[0] != rows.n_rows:
+        raise ShapeError(f"logits must be [{rows.n_rows}, labels], got {list(logits.shape)}")
+    if rows.kind == "classification" and int(rows.labels.max()) >= logits.shape[1]:
+        raise ShapeError(
+            f"{rows.task} {rows.split} has label {int(rows.labels.max())} but the model has only "
+            f"{logits.shape[1]} logits; verify it on the task that it was trained for"
+        )
+    values = rows.metrics(logits, rows.labels)
+    if rows.main_metric not in values:
+        raise UsageError(
+            f"{rows.task} has no metric '{rows.main_metric}'; known: {', '.join(sorted(values))}"
+        )
+    names = [rows.main_metric, *(name for name in values if name != rows.main_metric)]
+    found = []
+    for name in names:
+        low, high = rows.interval(name, logits, rows.labels)
+        found.append(MetricValue(name, float(values[name]), float(low), float(high)))
+    return found

@@ -1,0 +1,254 @@
+"""Two engines on the same rows: agreement, logit differences, the first layer where they part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qexport.errors import ShapeError, UnsupportedModelError
+from qexport.serving.session import Batch, Float32Array, Session, read_json
+
+__all__ = [
+    "Disagreement",
+    "Histogram",
+    "LayerDifference",
+    "LayerTrace",
+    "Parity",
+    "compare_layers",
+    "compare_logits",
+    "layer_outputs",
+]
+
+LAYER_TOLERANCE = 1e-2
+"""Default largest difference of a LayerNorm output (unit scale) that still counts as the same layer.
+
+One 8-bit code that rounds the other way moves a LayerNorm output by about 2e-3 on BERT-size models; a wrong
+scale, mask or weight moves it by 1e-1 and more.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """One row on which two engines predict differently."""
+
+    row: int
+    """Row of the data file, counted from 0."""
+    ours: float
+    """Predicted class, or the predicted value of a regression."""
+    theirs: float
+    label: float | None
+    """What the data file says."""
+    margin: float
+    """How sure the reference was: its best logit minus its second best; 0 for a regression."""
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of largest absolute logit difference per row, in decades."""
+
+    edges: list[float]
+    """k + 1 edges, ascending; the first bin starts at 0."""
+    counts: list[int]
+    """k counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How close the logits of one engine are to those of another on the same rows."""
+
+    engine: str
+    against: str
+    split: str
+    rows: int
+    agreement: float
+    """Share of rows with the same prediction, 0..1."""
+    disagreements: int
+    first_disagreements: list[Disagreement]
+    """The first few rows with different predictions, in row order; empty when all agree."""
+    max_abs: float
+    """Largest absolute difference of a logit."""
+    mean_abs: float
+    p99_abs: float
+    """99th percentile over rows of the largest absolute difference within the row."""
+    worst_row: int
+    """Row with the largest difference."""
+    bit_identical: bool
+    """Every logit is the same float32 number."""
+    histogram: Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDifference:
+    """One LayerNorm output of the ONNX graph against the PyTorch module of the same place."""
+
+    module: str
+    """Path of the PyTorch module: bert.encoder.layer.0.output.LayerNorm."""
+    value: str
+    """Name of the ONNX value."""
+    max_abs: float
+    """Largest absolute difference over the tokens that the mask keeps."""
+    mean_abs: float
+    within: bool
+    """max_abs is at most the tolerance."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTrace:
+    """Every LayerNorm in graph order, and the first that parts."""
+
+    tolerance: float
+    layers: list[LayerDifference]
+    first: str | None = field(default=None)
+    """Module path of the first layer outside the tolerance; None when all are within."""
+
+
+def _histogram(per_row: npt.NDArray[np.float64]) -> Histogram:
+    edges = [0.0, *(10.0**power for power in range(-8, 2)), float("inf")]
+    counts, _ = np.histogram(per_row, bins=np.asarray(edges))
+    return Histogram(
+        [edge if np.isfinite(edge) else 1e30 for edge in edges], [int(count) for count in counts]
+    )
+
+
+def _predictions(logits: Float32Array, kind: str) -> npt.NDArray[np.float64]:
+    return np.asarray(logits[:, 0] if kind == "regression" else logits.argmax(axis=-1), dtype=np.float64)
+
+
+def compare_logits(
+    engine: str,
+    ours: Float32Array,
+    against: str,
+    theirs: Float32Array,
+    *,
+    split: str = "",
+    rows: npt.NDArray[np.int64] | None = None,
+    kind: Literal["classification", "regression"] = "classification",
+    tolerance: float = 0.05,
+    labels: npt.NDArray[Any] | None = None,
+    texts: Sequence[str] | None = None,
+    keep: int = 5,
+) -> Parity:
+    """Compare two sets of logits row by row.
+
+    Args:
+        engine: name of the engine that gave `ours`.
+        ours: float32 [m, C].
+        against: name of the reference that gave `theirs`.
+        theirs: float32 [m, C], the same rows.
+        split: name of the split, for the report.
+        rows: row of the data file of each, int64 [m]; None means 0..m-1.
+        kind: a regression agrees where predictions differ by at most `tolerance`.
+        tolerance: in the unit of the label; regression only.
+        labels: label of every row of the data file, indexed by `rows`.
+        texts: text of every row of the data file, indexed by `rows`.
+        keep: how many disagreeing rows to list.
+    Raises:
+        ShapeError: the two differ in shape, or have no rows.
+    """
+    if ours.shape != theirs.shape or ours.ndim != 2 or ours.shape[0] == 0:
+        raise ShapeError(
+            f"logits of {engine} and {against} must both be [rows, labels] of the same rows, got "
+            f"{list(ours.shape)} and {list(theirs.shape)}"
+        )
+    numbers = np.arange(ours.shape[0], dtype=np.int64) if rows is None else rows
+    difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
+    # A NaN on either side is a difference of infinity, never a match.
+    difference = np.where(np.isfinite(ours) & np.isfinite(theirs), difference, np.inf)
+    per_row = difference.max(axis=-1)
+    a, b = _predictions(ours, kind), _predictions(theirs, kind)
+    same = (np.abs(a - b) <= tolerance) if kind == "regression" else (a == b)
+    same &= np.isfinite(per_row)
+    wrong = np.flatnonzero(~same)
+    listed = []
+    for index in wrong[:keep]:
+        row = int(numbers[index])
+        ordered = np.sort(theirs[index].astype(np.float64))
+        margin = float(ordered[-1] - ordered[-2]) if kind == "classification" and len(ordered) > 1 else 0.0
+        label = None if labels is None else float(labels[row])
+        text = None if texts is None else texts[row]
+        listed.append(Disagreement(row, float(a[index]), float(b[index]), label, margin, text))
+    return Parity(
+        engine=engine,
+        against=against,
+        split=split,
+        rows=len(numbers),
+        agreement=float(same.mean()),
+        disagreements=len(wrong),
+        first_disagreements=listed,
+        max_abs=float(per_row.max()),
+        mean_abs=float(difference.mean()),
+        p99_abs=float(np.quantile(per_row, 0.99, method="higher")),
+        worst_row=int(numbers[int(per_row.argmax())]),
+        bit_identical=bool(np.array_equal(ours, theirs)),
+        histogram=_histogram(per_row),
+    )
+
+
+def layer_outputs(folder: Path) -> list[tuple[str, str]]:
+    """(PyTorch module path, ONNX value name) of every LayerNorm, from the folder's qexport.json.
+
+    Raises:
+        UnsupportedModelError: the folder has no such list, so it was not written by qexport to-onnx.
+    """
+    listed = read_json(folder / "qexport.json").get("layer_norms")
+    if not isinstance(listed, list) or not listed:
+        raise UnsupportedModelError(
+            f"{folder} lists no LayerNorms in qexport.json; --layers needs a folder written by qexport to-onnx"
+        )
+    return [(str(item["module"]), str(item["value"])) for item in listed]
+
+
+def compare_layers(
+    model: str | Path,
+    batch: Batch,
+    reference: Mapping[str, npt.NDArray[Any]],
+    *,
+    tolerance: float = LAYER_TOLERANCE,
+    layers: Sequence[tuple[str, str]] | None = None,
+    threads: int = 1,
+) -> LayerTrace:
+    """Run one batch with every LayerNorm as an output and compare each with PyTorch.
+
+    Args:
+        model: the exported folder.
+        batch: int64 [B, S] feeds, the same that PyTorch saw.
+        reference: PyTorch module path -> its output, float32 [B, S, D].
+        tolerance: largest absolute difference that counts as the same.
+        layers: (module path, ONNX value) in graph order; None reads them from qexport.json.
+        threads: threads of the session.
+    Raises:
+        UnsupportedModelError: no layer list, a listed value is not in the graph, or PyTorch gave none of them.
+        ShapeError: a value has another shape than PyTorch's.
+    """
+    path = Path(model)
+    folder = path if path.is_dir() else path.parent
+    pairs = [pair for pair in (layers or layer_outputs(folder)) if pair[0] in reference]
+    if not pairs:
+        raise UnsupportedModelError(
+            f"none of the LayerNorms listed in {folder / 'qexport.json'} is among the PyTorch modules given; "
+            "pass the student that this folder was exported from"
+        )
+    session = Session(model, threads=threads, extra_outputs=[value for _, value in pairs])
+    values = session.run(batch)
+    mask = np.asarray(batch.get("attention_mask", np.ones_like(batch["input_ids"]))).astype(bool)
+    found = []
+    for module, value in pairs:
+        ours = np.asarray(values[value], dtype=np.float64)
+        theirs = np.asarray(reference[module], dtype=np.float64)
+        if ours.shape != theirs.shape:
+            raise ShapeError(
+                f"{module}: ONNX value {value} is {list(ours.shape)} but PyTorch gave {list(theirs.shape)}; "
+                "run both on the same batch"
+            )
+        difference = np.where(np.isfinite(ours) & np.isfinite(theirs), np.abs(ours - theirs), np.inf)
+        kept = difference[mask] if mask.any() and difference.shape[:2] == mask.shape else difference
+        largest = float(kept.max())
+        found.append(LayerDifference(module, value, largest, float(kept.mean()), largest <= tolerance))
+    first = next((layer.module for layer in found if not layer.within), None)
+    return LayerTrace(tolerance, found, first)

@@ -1,0 +1,42 @@
+"""Target `stock`: ONNX Runtime as installed, in this process, with nothing of ours registered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qexport.errors import UsageError
+from qexport.serving.session import Session
+
+__all__ = ["TARGET", "StockTarget"]
+
+
+class StockTarget:
+    """ONNX Runtime's CPU provider: with its graph optimisations, and with none of them.
+
+    The second mode runs function bodies as they are stored, unpacking weights at every call, so it sees few rows.
+    """
+
+    name = "stock"
+    modes = ("stock", "stock-unoptimized")
+
+    def row_limit(self, mode: str) -> int | None:
+        """All rows with optimisations, 64 without."""
+        return None if mode == "stock" else 64
+
+    def versions(self) -> dict[str, str]:
+        """Version of the installed onnxruntime."""
+        import onnxruntime
+
+        return {"onnxruntime": str(onnxruntime.__version__)}
+
+    def check(self) -> None:
+        """Nothing to check: onnxruntime is a dependency of qexport."""
+
+    def open(self, model: Path, *, mode: str, threads: int) -> Session:
+        """Open `model`; see `Session` for what it raises."""
+        if mode not in self.modes:
+            raise UsageError(f"target stock has the modes {', '.join(self.modes)}, got '{mode}'")
+        return Session(model, threads=threads, optimize=mode == "stock")
+
+
+TARGET = StockTarget()

@@ -1,0 +1,498 @@
+"""`qexport verify`: one exported file against its references, on every target asked for.
+
+report = verify(VerifyConfig(model=Path("out"), baseline=Path("fp32-onnx"), max_drop=0.5), rows,
+                {"student": student_logits, "teacher": teacher_logits})
+report.write(Path("out-report")); report.print(); report.raise_for_gates()
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qexport.errors import ShapeError, UsageError
+from qexport.serving import baselines, facts
+from qexport.serving.evaluate import EvalRows, Runner, evaluate, metric_values
+from qexport.serving.gates import Gate, at_least, at_most, drop_gate
+from qexport.serving.latency import LatencyCell, measure_latency
+from qexport.serving.machine import environment
+from qexport.serving.parity import LAYER_TOLERANCE, LayerTrace, Parity, compare_layers, compare_logits
+from qexport.serving.probe import probe
+from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Process, Report, Rows
+from qexport.serving.session import Batch, Float32Array, Session, model_file
+from qexport.serving.targets import Target, get_target
+
+__all__ = ["LayerReference", "VerifyConfig", "verify"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyConfig:
+    """What to measure, and the bounds that must hold."""
+
+    model: Path
+    """The exported folder, or an .onnx file."""
+    baseline: Path | None = None
+    """FP32 ONNX folder (`qexport to-onnx TEACHER`) to compare size, accuracy and time with."""
+    int8: bool = True
+    """With `baseline`: also ONNX Runtime's own dynamic int8 quantisation of it."""
+    targets: tuple[str, ...] = ("stock",)
+    """Where to run it; the first is the main one."""
+    target_rows: int | None = None
+    """Rows for targets and modes other than the main one; None takes each target's own limit."""
+    latency: bool = True
+    """Measure latency, in turns with the baselines."""
+    lengths: tuple[int, ...] = (16, 32, 64, 128)
+    """Tokens per text."""
+    threads: tuple[int, ...] = (1,)
+    """Threads inside one operator; the first is used for accuracy."""
+    batch_size: int = 1
+    """Texts per timed run."""
+    iterations: int = 30
+    """Timed rounds per length and thread count."""
+    warmup: int = 3
+    """Rounds before, not timed."""
+    processes: int = 3
+    """Child processes per file for load time and peak memory; 0 leaves them out."""
+    layer_tolerance: float = LAYER_TOLERANCE
+    """Largest difference of a LayerNorm output that still counts as the same."""
+    max_drop: float | None = None
+    """Gate: points of the main metric that may be lost, paired with the teacher (else the FP32 baseline)."""
+    min_agreement: float | None = None
+    """Gate: percent of rows with the student's prediction (else the teacher's, else the baseline's); 99.9."""
+    max_latency_ms: float | None = None
+    """Gate: median latency at `latency_length` tokens and the first thread count."""
+    latency_length: int | None = None
+    """Length that the latency gate judges; None means the longest measured."""
+    max_size_mb: float | None = None
+    """Gate: size of the ONNX file; 1 MB is 1,000,000 bytes."""
+    seed: int = 0
+    """Of the token ids in timed batches."""
+    command: str = ""
+    """Command line that repeats it, for the report."""
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UsageError("at least one --target must be given, such as stock")
+        if self.min_agreement is not None and not 1.0 < self.min_agreement <= 100.0:
+            raise UsageError(
+                f"--min-agreement is in percent, above 1 and at most 100, got {self.min_agreement:g}; "
+                "write 99.9 for 99.9 % of the rows"
+            )
+        for name in ("max_latency_ms", "max_size_mb"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"--{name.replace('_', '-')} must be above 0, got {value:g}")
+        if self.max_drop is not None and math.isnan(self.max_drop):
+            raise UsageError("--max-drop must be a number of points, got nan")
+        for name, value in (("iterations", self.iterations), ("batch-size", self.batch_size)):
+            if value < 1:
+                raise UsageError(f"--{name} must be at least 1, got {value}")
+        for name, values in (("lengths", self.lengths), ("threads", self.threads)):
+            if not values or min(values) < 1:
+                raise UsageError(f"--{name} must be at least 1 each, got {list(values)}")
+        if self.latency_length is not None and self.latency_length not in self.lengths:
+            raise UsageError(
+                f"the latency gate judges {self.latency_length} tokens, which --lengths does not measure"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReference:
+    """What PyTorch's LayerNorms gave for one batch; the caller runs the student."""
+
+    batch: Batch
+    """int64 [B, S] feeds."""
+    outputs: Mapping[str, npt.NDArray[Any]]
+    """Module path -> output, float32 [B, S, D], for the modules in qexport.json's layer_norms."""
+
+
+References = Mapping[str, Float32Array]
+
+
+def verify(
+    config: VerifyConfig,
+    data: EvalRows | Sequence[EvalRows],
+    references: References | Sequence[References] = (),
+    *,
+    layers: LayerReference | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Measure one exported file and judge it.
+
+    Args:
+        config: what to measure.
+        data: the rows; several splits (MNLI) as a list, each judged by every gate on rows.
+        references: logits of PyTorch models, float32 [n_rows, C] in file order, one mapping per split. The names
+            "student" (the model that was exported) and "teacher" have a meaning for gates; others are reported.
+        layers: LayerNorm outputs of PyTorch for one batch; None leaves the layer table out.
+        report: told one line per step.
+    Returns:
+        the report; gates are judged, not raised (`Report.raise_for_gates`).
+    Raises:
+        UnsupportedModelError: a model or baseline that cannot be loaded or is not a text classifier.
+        ShapeError: a reference with the wrong number of rows or labels.
+        UnknownNameError: no such target.
+        EnvironmentProblem: a target that cannot run here, found before any work.
+    """
+    begin = time.perf_counter()
+    splits = [data] if isinstance(data, EvalRows) else list(data)
+    given: list[References] = [references] if isinstance(references, Mapping) else list(references)
+    given = given or [{} for _ in splits]
+    if len(given) != len(splits) or not splits:
+        raise UsageError(f"there must be one set of references per split, got {len(given)} for {len(splits)}")
+    targets = [get_target(name) for name in config.targets]
+    for target in targets:
+        target.check()
+    with tempfile.TemporaryDirectory(prefix="qexport-verify-") as scratch:
+        run = _Run(config, splits, given, targets, Path(scratch), report)
+        return run.go(layers, begin)
+
+
+class _Run:
+    """State of one verification: engines opened, logits found."""
+
+    def __init__(
+        self,
+        config: VerifyConfig,
+        splits: list[EvalRows],
+        references: list[References],
+        targets: list[Target],
+        scratch: Path,
+        report: Callable[[str], None],
+    ) -> None:
+        self.config, self.splits, self.references = config, splits, references
+        self.targets, self.say = targets, report
+        self.notes: list[str] = []
+        self.main = targets[0].modes[0]
+        self.file = model_file(config.model)
+        self.files: dict[str, Path] = {self.main: self.file}
+        self.model = facts.describe_model(config.model)
+        name = (
+            " ".join(part for part in (self.model.method, self.model.bits) if part) or self.file.parent.name
+        )
+        self.engines = [
+            Engine(self.main, name, f"{self.file.name} on target {self.main}", self.model.file_bytes)
+        ]
+        if config.baseline is not None:
+            self._add_baselines(config.baseline, scratch)
+        self.logits: list[dict[str, tuple[Float32Array, npt.NDArray[np.int64]]]] = [{} for _ in splits]
+
+    def _add_baselines(self, baseline: Path, scratch: Path) -> None:
+        file = model_file(baseline)
+        Session(file)  # a baseline that cannot run stops the verification before any work
+        self.files["fp32"] = file
+        self.engines.append(Engine("fp32", "FP32", "float export on ONNX Runtime", facts.file_bytes(file)))
+        if not self.config.int8:
+            return
+        self.say("quantising the FP32 baseline to dynamic int8 with ONNX Runtime")
+        path, what = baselines.dynamic_int8(file, scratch / "int8")
+        self.files["int8"] = path
+        self.engines.append(Engine("int8", "ORT int8", what, facts.file_bytes(path)))
+
+    def go(self, layers: LayerReference | None, begin: float) -> Report:
+        config = self.config
+        where = environment()
+        self._check_references()
+        self._run_engines()
+        accuracy, drops = self._accuracy(), self._drops()
+        parity = self._parity()
+        invariance = self._invariance()
+        trace = self._layers(layers)
+        latency = self._latency() if config.latency else []
+        processes = self._processes()
+        if where.load_average is not None and where.load_average > 0.5 * where.cores:
+            self.notes.append(
+                f"the machine was busy (load {where.load_average:g} on {where.cores} cores): trust ratios, which are "
+                "formed within each round, more than milliseconds"
+            )
+        gates = self._gates(drops, parity, latency)
+        status = _status(gates)
+        return Report(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            command=config.command,
+            config=_plain(config),
+            status=status,
+            headline=facts.headline(self.model, self.engines, accuracy, drops, latency),
+            model=self.model,
+            main_engine=self.main,
+            data=[
+                Rows(
+                    rows.task,
+                    rows.split,
+                    rows.kind,
+                    rows.n_rows,
+                    rows.main_metric,
+                    rows.source,
+                    rows.fingerprint,
+                )
+                for rows in self.splits
+            ],
+            engines=self.engines,
+            accuracy=accuracy,
+            drops=drops,
+            parity=parity,
+            invariance=invariance,
+            layers=trace,
+            latency=latency,
+            processes=processes,
+            gates=gates,
+            environment=where,
+            notes=self.notes,
+            seconds=round(time.perf_counter() - begin, 2),
+        )
+
+    def _check_references(self) -> None:
+        for rows, named in zip(self.splits, self.references, strict=True):
+            for name, logits in named.items():
+                if np.ndim(logits) != 2 or np.shape(logits)[0] != rows.n_rows:
+                    raise ShapeError(
+                        f"logits of {name} must be [{rows.n_rows}, labels] for {rows.task} {rows.split}, got "
+                        f"{list(np.shape(logits))}; compute them on the same rows"
+                    )
+        what = {"student": "PyTorch student", "teacher": "PyTorch teacher"}
+        for name in dict.fromkeys(name for named in self.references for name in named):
+            self.engines.append(Engine(name, what.get(name, name), f"{what.get(name, name)}, logits given"))
+
+    def _run_engines(self) -> None:
+        threads = self.config.threads[0]
+        for target in self.targets:
+            for mode in target.modes:
+                limit = None if mode == self.main else target.row_limit(mode)
+                if mode != self.main and self.config.target_rows is not None:
+                    limit = self.config.target_rows
+                if mode != self.main:
+                    self.engines.append(Engine(mode, mode, f"{self.file.name} on target {mode}", None))
+                self._evaluate(mode, target.open(self.file, mode=mode, threads=threads), limit)
+        for name in ("fp32", "int8"):
+            if name in self.files:
+                self._evaluate(name, Session(self.files[name], threads=threads), None)
+        for index, named in enumerate(self.references):
+            every = np.arange(self.splits[index].n_rows, dtype=np.int64)
+            for name, logits in named.items():
+                self.logits[index][name] = (np.asarray(logits, dtype=np.float32), every)
+
+    def _evaluate(self, name: str, runner: Runner, limit: int | None) -> None:
+        for index, rows in enumerate(self.splits):
+            begin = time.perf_counter()
+            self.logits[index][name] = evaluate(runner, rows, max_rows=limit)
+            done = len(self.logits[index][name][1])
+            seconds = time.perf_counter() - begin
+            self.say(f"{name}: {done} rows of {rows.task} {rows.split} in {seconds:.1f} s")
+            if done < rows.n_rows:
+                self.notes.append(f"{name} ran {done} of {rows.n_rows} rows of {rows.split}")
+
+    def _accuracy(self) -> list[Accuracy]:
+        found = []
+        for rows, results in zip(self.splits, self.logits, strict=True):
+            for name, (logits, positions) in results.items():
+                if len(positions) == rows.n_rows:
+                    found.append(Accuracy(name, rows.split, rows.n_rows, metric_values(rows, logits)))
+        return found
+
+    def _drops(self) -> list[Drop]:
+        found = []
+        for rows, results in zip(self.splits, self.logits, strict=True):
+            for ours, against in self._pairs(results):
+                a, b = results[against][0], results[ours][0]
+                if len(a) != rows.n_rows or len(b) != rows.n_rows:
+                    continue
+                drop = rows.paired_drop(rows.main_metric, a, b, rows.labels)
+                low, high = 100.0 * drop.low, 100.0 * drop.high
+                found.append(
+                    Drop(
+                        ours, against, rows.split, rows.main_metric, rows.n_rows, 100.0 * drop.drop, low, high
+                    )
+                )
+        return found
+
+    def _pairs(self, results: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """(engine, reference) pairs worth a comparison, the main engine's first."""
+        pairs = [(self.main, name) for name in ("student", "teacher", "fp32") if name in results]
+        pairs += [(self.main, name) for name in self.references[0] if name not in ("student", "teacher")]
+        if "int8" in results:
+            pairs.append(("int8", "fp32"))
+        if "fp32" in results and "teacher" in results:
+            pairs.append(("fp32", "teacher"))
+        return pairs
+
+    def _parity(self) -> list[Parity]:
+        found = []
+        for rows, results in zip(self.splits, self.logits, strict=True):
+            pairs = self._pairs(results)
+            others = [mode for target in self.targets for mode in target.modes if mode != self.main]
+            pairs += [(mode, name) for mode in others for name in (self.main, "student") if name in results]
+            for ours, against in pairs:
+                a, positions = results[ours]
+                b = results[against][0][positions] if len(results[against][0]) == rows.n_rows else None
+                if b is None or a.shape != b.shape:
+                    if b is not None:
+                        raise ShapeError(
+                            f"{against} has {b.shape[1]} labels but {ours} has {a.shape[1]}; compare models of one task"
+                        )
+                    continue
+                found.append(
+                    compare_logits(
+                        ours, a, against, b, split=rows.split, rows=positions, kind=rows.kind,
+                        tolerance=rows.agreement_tolerance, labels=rows.labels, texts=rows.texts,
+                    )
+                )  # fmt: skip
+        return found
+
+    def _invariance(self, most: int = 16) -> Invariance:
+        """Run a few rows alone, without padding, and compare with their logits inside the batches."""
+        rows = self.splits[0]
+        runner = self.targets[0].open(self.file, mode=self.main, threads=self.config.threads[0])
+        batched, positions = self.logits[0][self.main]
+        place = {int(row): index for index, row in enumerate(positions)}
+        largest, identical, done = 0.0, True, 0
+        for batch, start in zip(rows.batches, _starts(rows.batches), strict=True):
+            for index in range(min(len(batch["input_ids"]), most - done)):
+                mask = np.asarray(batch.get("attention_mask", np.ones_like(batch["input_ids"])))[index]
+                length = max(1, int(np.flatnonzero(mask).max(initial=0)) + 1)
+                alone = {name: np.asarray(value)[index : index + 1, :length] for name, value in batch.items()}
+                single = np.asarray(runner.run(alone)["logits"], dtype=np.float32)[0]
+                inside = batched[place[int(rows.positions[start + index])]]
+                largest = max(largest, float(np.abs(single - inside).max()))
+                identical &= bool(np.array_equal(single, inside))
+                done += 1
+            if done >= most:
+                break
+        return Invariance(self.main, done, largest, identical)
+
+    def _layers(self, layers: LayerReference | None) -> LayerTrace | None:
+        if layers is None:
+            return None
+        self.say("comparing every LayerNorm with PyTorch")
+        return compare_layers(
+            self.config.model, layers.batch, layers.outputs, tolerance=self.config.layer_tolerance,
+            threads=self.config.threads[0],
+        )  # fmt: skip
+
+    def _latency(self) -> list[LatencyCell]:
+        config = self.config
+        longest = Session(self.file).position_limit
+        lengths = [length for length in config.lengths if length <= longest]
+        if len(lengths) < len(config.lengths):
+            self.notes.append(
+                f"lengths above {longest} tokens were left out: the model has no positions for them"
+            )
+        if not lengths:
+            return []
+
+        def open_engines(threads: int) -> dict[str, Runner]:
+            first = self.targets[0].open(self.file, mode=self.main, threads=threads)
+            others = {
+                name: Session(self.files[name], threads=threads)
+                for name in ("int8", "fp32")
+                if name in self.files
+            }
+            return {self.main: first, **others}
+
+        return measure_latency(
+            open_engines, self.splits[0].batches, lengths=lengths, threads=config.threads,
+            batch_size=config.batch_size, rounds=config.iterations, warmup=config.warmup, seed=config.seed,
+            report=self.say,
+        )  # fmt: skip
+
+    def _processes(self) -> list[Process]:
+        repeats = self.config.processes
+        length = min(max(self.config.lengths), Session(self.file).position_limit)
+        found = []
+        for name, file in self.files.items() if repeats > 0 else ():
+            samples = [probe(file, length=length, threads=self.config.threads[0]) for _ in range(repeats)]
+            peaks = [sample.peak_bytes for sample in samples if sample.peak_bytes is not None]
+            added = [sample.model_bytes for sample in samples if sample.model_bytes is not None]
+            found.append(
+                Process(
+                    name, repeats, float(np.median([sample.load_ms for sample in samples])),
+                    float(np.median([sample.first_run_ms for sample in samples])),
+                    int(np.median(peaks)) if peaks else None, int(np.median(added)) if added else None, samples,
+                )
+            )  # fmt: skip
+            self.say(f"load and memory: {name} loads in {found[-1].load_ms:.0f} ms")
+        return found
+
+    def _gates(self, drops: list[Drop], parity: list[Parity], latency: list[LatencyCell]) -> list[Gate]:
+        config, gates = self.config, []
+        for rows in self.splits:
+            if config.max_drop is not None:
+                drop = _first(drops, self.main, rows.split, ("teacher", "fp32"))
+                gates.append(
+                    drop_gate(
+                        config.max_drop, _Fractions(drop) if drop else None, metric=rows.main_metric,
+                        against=drop.against if drop else "", split=rows.split, rows=rows.n_rows,
+                    )
+                )  # fmt: skip
+            if config.min_agreement is not None:
+                found = _first(parity, self.main, rows.split, ("student", "teacher", "fp32"))
+                against = found.against if found else "a reference"
+                value = 100.0 * found.agreement if found else None
+                what = f"agreement with {against} on {rows.split}"
+                gates.append(at_least("min-agreement", config.min_agreement, value, "%", what))
+        if config.max_latency_ms is not None:
+            length = config.latency_length or max(
+                (cell.length for cell in latency), default=max(config.lengths)
+            )
+            cell = next(
+                (cell for cell in latency if (cell.engine, cell.length, cell.threads)
+                 == (self.main, length, config.threads[0])), None,
+            )  # fmt: skip
+            what = f"median latency at {length} tokens, {config.threads[0]} thread(s)"
+            gates.append(
+                at_most("max-latency-ms", config.max_latency_ms, cell.p50_ms if cell else None, "ms", what)
+            )
+        if config.max_size_mb is not None:
+            gates.append(
+                at_most(
+                    "max-size-mb",
+                    config.max_size_mb,
+                    self.model.file_bytes / 1e6,
+                    "MB",
+                    f"size of {self.file.name}",
+                )
+            )
+        return gates
+
+
+class _Fractions:
+    """A `Drop` in points seen as the fractions that `drop_gate` takes."""
+
+    def __init__(self, drop: Drop) -> None:
+        self.drop, self.low, self.high = drop.points / 100.0, drop.low / 100.0, drop.high / 100.0
+
+
+def _first(found: Sequence[Any], engine: str, split: str, names: Sequence[str]) -> Any:
+    for name in names:
+        for item in found:
+            if (item.engine, item.against, item.split) == (engine, name, split):
+                return item
+    return None
+
+
+def _starts(batches: Sequence[Batch]) -> list[int]:
+    sizes = [len(batch["input_ids"]) for batch in batches]
+    return [sum(sizes[:index]) for index in range(len(sizes))]
+
+
+def _status(gates: Sequence[Gate]) -> str:
+    if not gates:
+        return "measured"
+    states = {gate.status for gate in gates}
+    if states & {"failed", "missing"}:
+        return "failed"
+    return "undecided" if "undecided" in states else "passed"
+
+
+def _plain(config: VerifyConfig) -> dict[str, Any]:
+    values = dataclasses.asdict(config)
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}

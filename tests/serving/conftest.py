@@ -1,0 +1,160 @@
+"""Small ONNX classifiers in the shape of an exported folder: embedding, LayerNorm, masked mean, MatMul, logits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from qexport.serving.evaluate import EvalRows
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "fine", "film", "dull", "plot", "and", "the", "was"]
+
+
+def classifier(
+    *, seed: int = 0, labels: int = 2, hidden: int = 16, noise: float = 0.0, inputs: tuple[str, ...] = ()
+) -> onnx.ModelProto:
+    """A text classifier; `noise` perturbs the weights of the head, so that a second model nearly agrees."""
+    rng = np.random.default_rng(seed)
+    table = rng.standard_normal((len(VOCABULARY), hidden)).astype(np.float32)
+    head = rng.standard_normal((hidden, labels)).astype(np.float32)
+    head += noise * np.random.default_rng(seed + 1).standard_normal(head.shape).astype(np.float32)
+    names = inputs or ("input_ids", "attention_mask", "token_type_ids")
+    weights = {
+        "table": table,
+        "gain": np.ones(hidden, np.float32),
+        "shift": np.zeros(hidden, np.float32),
+        "head": head,
+        "last": np.array([-1], np.int64),
+        "one": np.array([1], np.int64),
+        "least": np.array(1.0, np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
+        helper.make_node(
+            "LayerNormalization", ["embedded", "gain", "shift"], ["norm_0"], axis=-1, epsilon=1e-5
+        ),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["mask_3d"]),
+        helper.make_node("Mul", ["norm_0", "mask_3d"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "one"], ["summed"], keepdims=0),
+        helper.make_node("ReduceSum", ["mask", "one"], ["count"], keepdims=1),
+        helper.make_node("Max", ["count", "least"], ["tokens"]),
+        helper.make_node("Div", ["summed", "tokens"], ["mean"]),
+        helper.make_node("LayerNormalization", ["mean", "gain", "shift"], ["norm_1"], axis=-1, epsilon=1e-5),
+        helper.make_node("MatMul", ["norm_1", "head"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in names],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def write_folder(
+    folder: Path, model: onnx.ModelProto, *, labels: tuple[str, ...] = ("negative", "positive")
+) -> Path:
+    """A folder in the shape that `qexport to-onnx` writes, tokenizer included."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, folder / "model.onnx")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "model_type": "bert",
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "id2label": {str(index): name for index, name in enumerate(labels)},
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    described = {
+        "format_version": 1,
+        "method": "ternarybert",
+        "bits": "2-2-8",
+        "max_length": 16,
+        "layer_norms": [{"module": "embeddings.LayerNorm", "value": "norm_0"}],
+    }
+    (folder / "qexport.json").write_text(json.dumps(described), encoding="utf-8")
+    return folder
+
+
+def wilson(correct: int, rows: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson interval of a share."""
+    share = correct / rows
+    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z * np.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows)) / (1 + z * z / rows)
+    return float(centre - half), float(centre + half)
+
+
+def accuracy(logits: Any, labels: Any) -> dict[str, float]:
+    """The one metric of these tests."""
+    return {"accuracy": float((logits.argmax(-1) == labels).mean())}
+
+
+def paired(metric: str, first: Any, second: Any, labels: Any) -> SimpleNamespace:
+    """Difference of two accuracies on the same rows, with the normal interval of the paired difference."""
+    change = (first.argmax(-1) == labels).astype(float) - (second.argmax(-1) == labels)
+    half = 1.959964 * change.std(ddof=1) / np.sqrt(len(change))
+    return SimpleNamespace(drop=change.mean(), low=change.mean() - half, high=change.mean() + half)
+
+
+def make_rows(
+    rows: int = 40, *, seed: int = 0, batch: int = 8, shuffled: bool = False, **changes: Any
+) -> EvalRows:
+    """Random token rows of several lengths with labels that the seed-0 classifier mostly gets right."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(3, 12, rows)
+    order = rng.permutation(rows) if shuffled else np.arange(rows)
+    ids = [rng.integers(4, len(VOCABULARY), length) for length in lengths]
+    batches = []
+    for start in range(0, rows, batch):
+        chosen = order[start : start + batch]
+        width = max(lengths[row] for row in chosen)
+        feeds = {name: np.zeros((len(chosen), width), np.int64) for name in ("input_ids", "attention_mask")}
+        for index, row in enumerate(chosen):
+            feeds["input_ids"][index, : lengths[row]] = ids[row]
+            feeds["attention_mask"][index, : lengths[row]] = 1
+        batches.append(feeds)
+    values: dict[str, Any] = {
+        "task": "toy",
+        "batches": batches,
+        "labels": rng.integers(0, 2, rows),
+        "order": order.astype(np.int64),
+        "texts": [f"row {row}" for row in range(rows)],
+        "main_metric": "accuracy",
+        "metrics": accuracy,
+        "interval": lambda metric, logits, labels: wilson(
+            int((logits.argmax(-1) == labels).sum()), len(labels)
+        ),
+        "paired_drop": paired,
+    }
+    return EvalRows(**{**values, **changes})
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """make_folder(name, **classifier arguments) writes a folder and gives its path."""
+
+    def make(
+        name: str = "model", labels: tuple[str, ...] = ("negative", "positive"), **arguments: Any
+    ) -> Path:
+        return write_folder(tmp_path / name, classifier(labels=len(labels), **arguments), labels=labels)
+
+    return make
