@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -16,6 +15,7 @@ from qexport.commands.inspect import inspect
 from qexport.commands.listing import methods, tasks
 from qexport.commands.predict import predict
 from qexport.commands.train import train
+from qexport.commands.verify import verify
 from qexport.errors import Interrupted, QexportError
 
 __all__ = ["app", "main"]
@@ -23,6 +23,7 @@ __all__ = ["app", "main"]
 _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "to-onnx": to_onnx,
+    "verify": verify,
     "predict": predict,
     "inspect": inspect,
     "tasks": tasks,
@@ -42,6 +43,7 @@ _ALIASES = {
     "output-dir": "output",
     "per-device-eval-batch-size": "eval-batch-size",
     "per-device-train-batch-size": "batch-size",
+    "samples": "eval-samples",
     "report-to": "logging",
     "target-opset": "opset",
     "task-name": "task",
@@ -124,10 +126,6 @@ for _name, _command in _COMMANDS.items():
     app.command(_name, no_args_is_help=_name not in _WITHOUT_ARGUMENTS)(_contained(_command))
 
 
-def _after_interrupt(arguments: Sequence[str]) -> str:
-    return f"interrupted, nothing was left half written; run again: {shlex.join(['qexport', *arguments])}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -137,12 +135,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code, see `qexport --help`. A bug is not caught: it keeps its traceback and ends in 1.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    console.remember_command(words)
     try:
         typer.main.get_command(app)(words, prog_name="qexport")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except Interrupted as stop:
-        console.error(str(stop) or _after_interrupt(words))
+        again = f"interrupted, nothing was left half written; run again: {console.command_line()}"
+        console.error(str(stop) or again)
         return stop.exit_code
     except QexportError as problem:
         console.error(str(problem))

@@ -10,8 +10,9 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 __all__ = [
+    "command_line",
     "configure",
     "error",
     "is_main_process",
     "is_verbose",
     "only_results_on_stdout",
     "print_json",
+    "remember_command",
+    "results",
     "say",
     "show",
 ]
@@ -37,9 +41,20 @@ class _Settings:
     verbosity: int = 0
     color: bool = True
     results: TextIO | None = None
+    command: str = "qexport"
 
 
 _settings = _Settings()
+
+
+def remember_command(words: Sequence[str]) -> None:
+    """Keep the words after `qexport`, for messages and reports that repeat the command."""
+    _settings.command = shlex.join(["qexport", *words])
+
+
+def command_line() -> str:
+    """The command of this process, ready for a shell."""
+    return _settings.command
 
 
 def configure(*, verbosity: int = 0, color: bool = True) -> None:
@@ -92,10 +107,15 @@ def error(text: str) -> None:
     print(f"qexport: {text}", file=sys.stderr, flush=True)
 
 
+def results() -> Console:
+    """The rich console of stdout, for callers that print more than one table."""
+    return _console(_settings.results or sys.stdout)
+
+
 def show(*renderables: RenderableType) -> None:
     """Results for people on stdout: text or rich tables."""
     if is_main_process():
-        console = _console(_settings.results or sys.stdout)
+        console = results()
         for renderable in renderables:
             console.print(renderable, highlight=False, markup=False)
 

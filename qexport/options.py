@@ -38,6 +38,8 @@ class Option:
     """A positional argument instead of an option."""
     also_positional: bool = False
     """A required option that may be given as the last positional argument instead."""
+    comma: bool = False
+    """A tuple, written as comma-separated values."""
     metavar: str | None = None
     """Placeholder of the value on the help page."""
 
@@ -78,6 +80,8 @@ def takes_config(
     """
     section = {name: panel for panel, names in (panels or {}).items() for name in names}
     parameters = _parameters(config, options, section)
+    types = typing.get_type_hints(config)
+    items = {name: typing.get_args(types[name])[0] for name, option in options.items() if option.comma}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
@@ -87,6 +91,8 @@ def takes_config(
         def command(**values: Any) -> None:
             for name in [name for name in values if name.endswith(_POSITIONAL)]:
                 _merge_positional(values, name.removesuffix(_POSITIONAL))
+            for name, item in items.items():
+                values[name] = _split(name, values[name], item)
             fields = {name: value for name, value in values.items() if name in names}
             rest = {name: value for name, value in values.items() if name not in names}
             function(config(**fields), **rest)
@@ -107,6 +113,15 @@ def _merge_positional(values: dict[str, Any], name: str) -> None:
         found = "neither" if positional is None else "both"
         raise UsageError(f"give the {name} once, as the last argument or as --{name}; got {found}")
     values[name] = positional if values[name] is None else values[name]
+
+
+def _split(name: str, text: str, item: Callable[[str], Any]) -> tuple[Any, ...]:
+    """Read comma-separated values."""
+    try:
+        return tuple(item(part.strip()) for part in text.split(","))
+    except ValueError:
+        option = name.replace("_", "-")
+        raise UsageError(f"--{option} takes whole numbers with commas between them, got '{text}'") from None
 
 
 def _parameters(
@@ -136,12 +151,14 @@ def _parameters(
                 metavar=option.metavar,
                 show_default=not required and field.default not in (None, False),
             )
-        annotation = types[field.name]
+        annotation = str if option.comma else types[field.name]
         if option.also_positional:
             annotation, required = annotation | None, False
             place = typer.Argument(help=f"The same as {names[0]}.", metavar=f"[{field.name.upper()}]")
             parameters.append(_parameter(field.name + _POSITIONAL, Annotated[annotation, place], None))
         default = field.default if field.default is not dataclasses.MISSING else None
+        if option.comma:
+            default = ",".join(str(item) for item in typing.cast(tuple[Any, ...], default))
         parameters.append(
             _parameter(
                 field.name, Annotated[annotation, info], inspect.Parameter.empty if required else default
