@@ -30,6 +30,9 @@ from qexport.graphs.operators.matmul import integer_product
 from qexport.graphs.operators.quantize import (
     ZERO_POINT,
     codes_by_row,
+    codes_of_scalar,
+    codes_per_tensor,
+    codes_per_token,
     dynamic_scale,
     scale_of,
     symmetric_codes,
@@ -53,42 +56,38 @@ def attention_name(activation: str, *, quantize_pv: bool = True) -> str:
     return f"QuantizedAttention{ACTIVATIONS[activation]}{'' if quantize_pv else 'QK'}"
 
 
-def _site(body: Body, x: str, activation: str, stored: str) -> tuple[str, str]:
-    """Codes uint8 [B, H, S, D] with zero point 128, and their scale, of q or k."""
+def _site(body: Body, x: str, activation: str) -> tuple[str, str]:
+    """Codes uint8 [B, H, S, D] with zero point 128, and their scale [B, H, S] or scalar, of q or k."""
     if activation == "dynamic-token":
-        largest = body.largest_magnitude(x, [-1], keepdims=True)
-        scale = scale_of(body, largest, clip=True)
-        codes = codes_by_row(body, body.node("Flatten", x, axis=-1), scale, ZERO_POINT, np.uint8)
-        bounded = body.node("Max", codes, body.constant(1, np.uint8))
-        return body.node("Reshape", bounded, body.node("Shape", x)), scale
-    scale = stored
+        return codes_per_token(body, x)
     if activation == "dynamic-tensor":
-        scale = scale_of(body, body.largest_magnitude(x, None, keepdims=False), clip=True)
-    codes = body.node("QuantizeLinear", x, scale, body.constant(ZERO_POINT, np.uint8))
-    return body.node("Max", codes, body.constant(1, np.uint8)), scale
+        return codes_per_tensor(body, x)
+    return codes_of_scalar(body, x, f"{x}_scale"), f"{x}_scale"
 
 
 def _values(body: Body, activation: str) -> tuple[str, str]:
-    """Codes int8 [B, H, S, D] and their scale, of v."""
+    """Codes int8 [B, H, S, D] and their scale, [B, H, 1] or scalar, of v."""
     lowest = body.constant(-127, np.int8)
     if activation == "dynamic-token":
-        tokens = body.largest_magnitude("v", [-1], keepdims=True)
-        kept = body.node("Transpose", "mask", perm=[0, 1, 3, 2])
+        tokens = body.largest_magnitude("v", [-1], keepdims=False)
+        kept = body.node("Squeeze", "mask", body.constant([1], np.int64))
         masked = body.node("Where", kept, tokens, body.constant(0, np.float32))
-        scale = scale_of(body, body.reduce("ReduceMax", masked, [2], keepdims=True), clip=True)
+        largest = body.reduce("ReduceMax", masked, [-1], keepdims=False)
+        scale = scale_of(body, largest, clip=True)
         codes = codes_by_row(body, body.node("Flatten", "v", axis=2), scale, 0, np.int8)
-        return body.node("Reshape", body.node("Max", codes, lowest), body.node("Shape", "v")), scale
+        column = body.node("Unsqueeze", scale, body.constant([-1], np.int64))
+        return body.node("Reshape", body.node("Clip", codes, lowest), body.node("Shape", "v")), column
     scale = "v_scale"
     if activation == "dynamic-tensor":
         scale = scale_of(body, body.largest_magnitude("v", None, keepdims=False), clip=True)
     codes = body.node("QuantizeLinear", "v", scale, body.constant(0, np.int8))
-    return body.node("Max", codes, lowest), scale
+    return body.node("Clip", codes, lowest), scale
 
 
 def _probabilities(body: Body, p: str, activation: str) -> tuple[str, str]:
-    """Codes uint8 0..127 [B, H, S, S] with zero point 0, and their scale."""
+    """Codes uint8 0..127 [B, H, S, S] with zero point 0, and their scale, [B, H, S] or scalar."""
     if activation == "dynamic-token":
-        scale = scale_of(body, body.reduce("ReduceMax", p, [-1], keepdims=True), clip=False)
+        scale = scale_of(body, body.reduce("ReduceMax", p, [-1], keepdims=False), clip=False)
         codes = codes_by_row(body, body.node("Flatten", p, axis=-1), scale, 0, np.uint8)
         return body.node("Reshape", codes, body.node("Shape", p)), scale
     if activation == "dynamic-tensor":
@@ -99,16 +98,17 @@ def _probabilities(body: Body, p: str, activation: str) -> tuple[str, str]:
 
 
 def _build(body: Body, activation: str, quantize_pv: bool) -> None:
-    q, q_scale = _site(body, "q", activation, "q_scale")
-    k, k_scale = _site(body, "k", activation, "k_scale")
+    per_token = activation == "dynamic-token"
+    q, q_scale = _site(body, "q", activation)
+    k, k_scale = _site(body, "k", activation)
+    last, second_last = body.constant([-1], np.int64), body.constant([-2], np.int64)
     zero = body.constant(ZERO_POINT, np.uint8)
     acc = body.node("MatMulInteger", q, body.node("Transpose", k, perm=[0, 1, 3, 2]), zero, zero)
     scaled = body.node("Mul", q_scale, body.number("scaling"))
-    if activation == "dynamic-token":
-        k_scale = body.node("Transpose", k_scale, perm=[0, 1, 3, 2])
-    scores = body.node(
-        "Mul", body.node("Cast", acc, to=onnx.TensorProto.FLOAT), body.node("Mul", scaled, k_scale)
-    )
+    if per_token:
+        scaled, k_scale = body.node("Unsqueeze", scaled, last), body.node("Unsqueeze", k_scale, second_last)
+    product = body.node("Mul", scaled, k_scale)
+    scores = body.node("Mul", body.node("Cast", acc, to=onnx.TensorProto.FLOAT), product)
     # subtracted, not added: ONNX Runtime would take an addition of [1, 1, 1, S] for a bias, see matmul.py
     drop = body.node("Where", "mask", body.constant(0, np.float32), body.constant(-MASKED, np.float32))
     p = body.node("Softmax", body.node("Sub", scores, drop), axis=-1)
@@ -118,7 +118,8 @@ def _build(body: Body, activation: str, quantize_pv: bool) -> None:
     codes, p_scale = _probabilities(body, p, activation)
     values, v_scale = _values(body, activation)
     out = body.node("Cast", body.node("MatMulInteger", codes, values), to=onnx.TensorProto.FLOAT)
-    body.node("Mul", out, body.node("Mul", p_scale, v_scale), output="Y")
+    scale = body.node("Mul", p_scale, v_scale)
+    body.node("Mul", out, body.node("Unsqueeze", scale, last) if per_token else scale, output="Y")
 
 
 def _reference(

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
 
 from qexport.graphs.operators.body import Body, Operator
 
@@ -40,34 +42,50 @@ def scale_of(body: Body, largest: str, *, clip: bool) -> str:
 
 
 def codes_by_row(body: Body, x: str, scale: str, zero_point: int, dtype: npt.DTypeLike) -> str:
-    """Codes of a matrix [T, C] with one scale a row ([T, 1] or [T]), by QuantizeLinear along axis 0."""
+    """Codes of a matrix [T, C] with one scale a row, of any shape with T elements, by QuantizeLinear along axis 0."""
     scales = body.node("Reshape", scale, body.constant([-1], np.int64))
     zeros = body.node("ConstantOfShape", body.node("Shape", scales), value=one_value(zero_point, dtype))
     return body.node("QuantizeLinear", x, scales, zeros, axis=0)
 
 
-def one_value(value: int, dtype: npt.DTypeLike) -> Any:
-    """A TensorProto of shape [1]."""
-    from onnx import numpy_helper
+def codes_per_token(body: Body, x: str) -> tuple[str, str]:
+    """Codes uint8 of x [..., K] and their scale [...].
 
+    The scale is kept without a last axis of length 1 for as long as it can be: ONNX Runtime takes such a tensor
+    element by element when the other operand is a scalar, some thirty times slower.
+    """
+    scale = scale_of(body, body.largest_magnitude(x, [-1], keepdims=False), clip=True)
+    codes = codes_by_row(body, body.node("Flatten", x, axis=-1), scale, ZERO_POINT, np.uint8)
+    bounded = body.node("Clip", codes, body.constant(1, np.uint8))
+    return body.node("Reshape", bounded, body.node("Shape", x)), scale
+
+
+def codes_per_tensor(body: Body, x: str) -> tuple[str, str]:
+    """Codes uint8 of x and their scalar scale."""
+    scale = scale_of(body, body.largest_magnitude(x, None, keepdims=False), clip=True)
+    return codes_of_scalar(body, x, scale), scale
+
+
+def codes_of_scalar(body: Body, x: str, scale: str) -> str:
+    """Codes uint8 1..255 of x with zero point 128 and a scalar scale."""
+    codes = body.node("QuantizeLinear", x, scale, body.constant(ZERO_POINT, np.uint8))
+    return body.node("Clip", codes, body.constant(1, np.uint8))
+
+
+def one_value(value: int, dtype: npt.DTypeLike) -> onnx.TensorProto:
+    """A tensor of shape [1]."""
     return numpy_helper.from_array(np.array([value], dtype))
 
 
 def _build_per_token(body: Body) -> None:
-    largest = body.largest_magnitude("x", [-1], keepdims=True)
-    scale = scale_of(body, largest, clip=True)
-    matrix = body.node("Flatten", "x", axis=-1)
-    codes = codes_by_row(body, matrix, scale, ZERO_POINT, np.uint8)
-    bounded = body.node("Max", codes, body.constant(1, np.uint8))
-    body.node("Reshape", bounded, body.node("Shape", "x"), output="q")
-    body.node("Identity", scale, output="scale")
+    codes, scale = codes_per_token(body, "x")
+    body.node("Identity", codes, output="q")
+    body.node("Unsqueeze", scale, body.constant([-1], np.int64), output="scale")
 
 
 def _build_per_tensor(body: Body) -> None:
-    largest = body.largest_magnitude("x", None, keepdims=False)
-    scale = scale_of(body, largest, clip=True)
-    codes = body.node("QuantizeLinear", "x", scale, body.constant(ZERO_POINT, np.uint8))
-    body.node("Max", codes, body.constant(1, np.uint8), output="q")
+    codes, scale = codes_per_tensor(body, "x")
+    body.node("Identity", codes, output="q")
     body.node("Identity", scale, output="scale")
 
 
