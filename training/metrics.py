@@ -1,19 +1,19 @@
 """Metrics of the tasks, their confidence intervals, and the paired drop between two models.
 
-All values are fractions, never percent. Resampling is vectorised: a bootstrap sample of n rows is a multinomial draw
-over the distinct (prediction, label) cells for counting metrics, and a matrix of row counts for correlations.
+All values are fractions, never percent. Resampling is vectorised: a bootstrap sample is a multinomial draw
+over the distinct (label, prediction) kinds of rows for counting metrics, a vector of row counts for correlations.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
 
 from qexport.errors import ShapeError, UnknownNameError, UsageError, ValueRangeError
 from qexport.training.tasks import Task
@@ -114,9 +114,9 @@ _CORRELATION: dict[str, Callable[[Float64, Float64, Float64], Float64]] = {
 }
 
 METRICS: tuple[str, ...] = (*_COUNTING, *_CORRELATION)
-"""accuracy; f1 (of class 1, two classes); f1_macro (mean over the classes that occur); acc_and_f1 (mean of accuracy
-and f1); matthews (Matthews correlation); pearson; spearman; corr (mean of pearson and spearman). Undefined values,
-such as the correlation of a constant, are 0."""
+"""accuracy; f1 (of class 1, two classes); f1_macro (mean over the classes that occur); acc_and_f1 (mean of
+accuracy and f1); matthews (Matthews correlation); pearson; spearman; corr (mean of pearson and spearman).
+Undefined values, such as the correlation of a constant, are 0."""
 
 
 def predictions(task: Task, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -147,16 +147,18 @@ def predictions(task: Task, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
             "the model has diverged, train it again with a lower learning rate"
         )
     if task.kind == "regression":
-        return values[:, 0].astype(np.float64)
-    return values.argmax(axis=1).astype(np.int64)
+        numbers: Float64 = values[:, 0].astype(np.float64)
+        return numbers
+    ids: Int64 = values.argmax(axis=1).astype(np.int64)
+    return ids
 
 
 def _labels(task: Task, labels: npt.ArrayLike, n: int) -> npt.NDArray[Any]:
     values = np.asarray(labels)
     if values.shape != (n,):
         raise ShapeError(
-            f"labels of task {task.name} must be [{n}], one for each row of the logits, got {list(values.shape)}; "
-            "pass the labels of the same rows"
+            f"labels of task {task.name} must be [{n}], one for each row of the logits, "
+            f"got {list(values.shape)}; pass the labels of the same rows"
         )
     if n == 0:
         raise UsageError(f"metrics of task {task.name} need at least one row, got none; pass evaluation rows")
@@ -210,7 +212,7 @@ def compute_metrics(task: Task, logits: npt.NDArray[Any], labels: npt.ArrayLike)
 
 def _wilson(value: float, n: int, level: float) -> tuple[float, float]:
     """Wilson (1927) score interval of a proportion."""
-    z = float(norm.ppf((1 + level) / 2))
+    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
     centre = (value + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -323,7 +325,7 @@ class PairedDrop:
         Args:
             limit: the allowed drop, a fraction.
         Returns:
-            `rows` when the interval decides already; None when `drop` equals the limit and no number of rows would.
+            `rows` when the interval decides already; None when `drop` equals the limit: no number would.
         """
         if self.high <= limit or self.low > limit:
             return self.rows
@@ -347,8 +349,9 @@ def paired_drop(
 ) -> PairedDrop:
     """Drop from model a to model b with a paired percentile bootstrap interval.
 
-    Both models are scored on the same resampled rows, so that what is hard for both cancels (Efron and Tibshirani
-    1993, chapter 16). Where the two never disagree the interval has no width.
+    Both models are scored on the same resampled rows, so that what is hard for both cancels (Efron and
+    Tibshirani 1993, chapter 16). Where the two never disagree on a row the interval has no width: the rows
+    hold no evidence of a difference, which with few rows is weak evidence of none.
 
     Args:
         task, metric, labels, level, seed, resamples: as in `interval`.
@@ -369,4 +372,6 @@ def paired_drop(
     values = _bootstrap(task, metric, [a, b], truth, resamples, seed)
     low, high = np.quantile(values[0] - values[1], [(1 - level) / 2, (1 + level) / 2])
     drop = _value(task, metric, a, truth) - _value(task, metric, b, truth)
-    return PairedDrop(metric=metric, drop=drop, low=float(low), high=float(high), level=level, rows=len(truth))
+    return PairedDrop(
+        metric=metric, drop=drop, low=float(low), high=float(high), level=level, rows=len(truth)
+    )

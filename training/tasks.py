@@ -1,8 +1,8 @@
 """Task: what a data set asks of a model: its columns, labels, metrics and maximum length.
 
-Label names and their order are those of the Hugging Face hub's `nyu-mll/glue`, so that a student's `id2label` agrees
-with every other fine-tuned checkpoint. Metrics are GLUE's own (Wang et al. 2019, table 1); `main_metric` and
-`max_length` follow the practice of the TernaryBERT, BinaryBERT and BiT training scripts.
+Label names and their order are those of `nyu-mll/glue` on the Hugging Face hub, so that the `id2label` of a
+student agrees with other fine-tuned checkpoints. Metrics are GLUE's own (Wang et al. 2019, table 1);
+`main_metric` and `max_length` follow the training scripts of TernaryBERT, BinaryBERT and BiT.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 from qexport.errors import UnknownNameError, UsageError
 
-__all__ = ["TASKS", "Task", "custom_task", "get_task"]
+__all__ = ["TASKS", "Task", "custom_task", "fold_name", "get_task"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,12 @@ class Task:
     """Its configuration."""
     glue_folder: str | None = None
     """Folder of the task in GLUE's own download, such as "SST-2"."""
-    glue_columns: tuple[str, ...] = ()
+    hub_labels: tuple[str, ...] = ()
+    """The hub's names of `labels`, where they differ."""
+    glue_columns: tuple[str] | tuple[str, str] = ("sentence",)
     """Text column(s) in the header of GLUE's own files; CoLA has no header and uses column numbers from 0."""
+    glue_writes: Literal["names", "ids"] = "ids"
+    """How GLUE's own files write a class."""
     glue_label: str = "label"
     """Label column in GLUE's own files."""
 
@@ -66,8 +70,9 @@ def _glue(
     *,
     max_length: int = 128,
     eval_splits: tuple[str, ...] = ("validation",),
-    glue_columns: tuple[str, ...] | None = None,
+    glue_columns: tuple[str] | tuple[str, str] | None = None,
     glue_label: str = "label",
+    glue_writes: Literal["names", "ids"] = "ids",
 ) -> Task:
     return Task(
         name=name,
@@ -83,6 +88,7 @@ def _glue(
         glue_folder=folder,
         glue_columns=columns if glue_columns is None else glue_columns,
         glue_label=glue_label,
+        glue_writes=glue_writes,
     )
 
 
@@ -107,15 +113,15 @@ _ALL = (
     _glue(
         "mnli", "MNLI", ("entailment", "neutral", "contradiction"), ("premise", "hypothesis"),
         ("accuracy",), "accuracy", eval_splits=("validation_matched", "validation_mismatched"),
-        glue_columns=_PAIR, glue_label="gold_label",
+        glue_columns=_PAIR, glue_label="gold_label", glue_writes="names",
     ),
-    _glue("qnli", "QNLI", _NLI, ("question", "sentence"), ("accuracy",), "accuracy"),
-    _glue("rte", "RTE", _NLI, _PAIR, ("accuracy",), "accuracy"),
+    _glue("qnli", "QNLI", _NLI, ("question", "sentence"), ("accuracy",), "accuracy", glue_writes="names"),
+    _glue("rte", "RTE", _NLI, _PAIR, ("accuracy",), "accuracy", glue_writes="names"),
     _glue("wnli", "WNLI", ("not_entailment", "entailment"), _PAIR, ("accuracy",), "accuracy"),
     Task(
         name="rotten_tomatoes", kind="classification", labels=("negative", "positive"), columns=("text",),
         metrics=("accuracy",), main_metric="accuracy", max_length=64,
-        hub_id="cornell-movie-review-data/rotten_tomatoes",
+        hub_id="cornell-movie-review-data/rotten_tomatoes", hub_labels=("neg", "pos"),
     ),
 )  # fmt: skip
 
@@ -168,7 +174,7 @@ def custom_task(
     names = tuple(labels)
     if regression:
         if names:
-            raise UsageError(f"a regression task has no label names, got {', '.join(names)}; leave labels out")
+            raise UsageError(f"a regression task has no label names, got {', '.join(names)}; leave them out")
         metrics: tuple[str, ...] = ("pearson", "spearman", "corr")
         return Task(
             name=name, kind="regression", labels=(), columns=columns, metrics=metrics, main_metric="corr",
@@ -176,11 +182,11 @@ def custom_task(
         )  # fmt: skip
     if len(names) < 2:
         raise UsageError(
-            f"a classification task needs at least two labels, got {list(names)}; add rows of another class, or "
-            "pass --regression when the label is a number to predict"
+            f"a classification task needs at least two labels, got {list(names)}; add rows of another class, "
+            "or pass --regression when the label is a number to predict"
         )
     if len(set(names)) != len(names):
-        raise UsageError(f"label names must be different from each other, got {list(names)}; remove the repeated one")
+        raise UsageError(f"label names must all be different, got {list(names)}; remove the repeated one")
     f1 = "f1" if len(names) == 2 else "f1_macro"
     return Task(
         name=name, kind="classification", labels=names, columns=columns, metrics=("accuracy", f1),
