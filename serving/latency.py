@@ -198,15 +198,15 @@ def measure_latency(
         for length in lengths:
             feeds = feeds_from_rows(batches, length=length, batch_size=batch_size, seed=seed)
             times = interleaved_times(engines, feeds, rounds=rounds, warmup=warmup)
-            for name, values in times.items():
-                p50, p90, p99 = (float(value) for value in np.percentile(values, [50, 90, 99]))
+            for name, taken in times.items():
+                p50, p90, p99 = (float(value) for value in np.percentile(taken, [50, 90, 99]))
                 cells.append(
                     LatencyCell(
                         engine=name, length=length, batch_size=batch_size, threads=count, rounds=rounds,
-                        p50_ms=p50, p90_ms=p90, p99_ms=p99, mean_ms=float(values.mean()),
-                        min_ms=float(values.min()), ratios=_ratios(times, ours) if name == ours else [],
+                        p50_ms=p50, p90_ms=p90, p99_ms=p99, mean_ms=float(taken.mean()),
+                        min_ms=float(taken.min()), ratios=_ratios(times, ours) if name == ours else [],
                     )
                 )  # fmt: skip
-            line = ", ".join(f"{name} {np.median(values):.2f} ms" for name, values in times.items())
+            line = ", ".join(f"{name} {np.median(taken):.2f} ms" for name, taken in times.items())
             report(f"latency, {length} tokens, {count} thread{'s' if count > 1 else ''}: {line}")
     return cells

@@ -106,7 +106,10 @@ class Drop:
     points: float
     """100 * (reference - ours); above 0 means that ours is worse."""
     low: float
+    """Lower end of the 95 % interval."""
     high: float
+    method: str
+    """Of the interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +246,9 @@ class Report:
             process = next((item for item in self.processes if item.engine == engine.name), None)
             if best is None and cell is None and process is None:
                 continue
-            values = (100 * best.value, 100 * best.low, 100 * best.high) if best else (None, None, None)
-            found.append(SummaryRow(engine, *values, drop, cell, process))
+            value, low, high = (best.value, best.low, best.high) if best else (None, None, None)
+            percent = [None if number is None else 100 * number for number in (value, low, high)]
+            found.append(SummaryRow(engine, percent[0], percent[1], percent[2], drop, cell, process))
         return found
 
     def latency_at(self) -> LatencyTitle:

@@ -7,8 +7,6 @@ report.write(Path("out-report")); report.print(); report.raise_for_gates()
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,88 +20,19 @@ import numpy.typing as npt
 
 from qexport.errors import ShapeError, UsageError
 from qexport.serving import baselines, facts
+from qexport.serving.config import VerifyConfig
 from qexport.serving.evaluate import EvalRows, Runner, evaluate, metric_values
 from qexport.serving.gates import Gate, at_least, at_most, drop_gate
 from qexport.serving.latency import LatencyCell, measure_latency
 from qexport.serving.machine import environment
-from qexport.serving.parity import LAYER_TOLERANCE, LayerTrace, Parity, compare_layers, compare_logits
+from qexport.serving.paired import score_interval
+from qexport.serving.parity import LayerTrace, Parity, compare_layers, compare_logits
 from qexport.serving.probe import probe
 from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Process, Report, Rows
 from qexport.serving.session import Batch, Float32Array, Session, model_file
 from qexport.serving.targets import Target, get_target
 
 __all__ = ["LayerReference", "VerifyConfig", "verify"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyConfig:
-    """What to measure, and the bounds that must hold."""
-
-    model: Path
-    """The exported folder, or an .onnx file."""
-    baseline: Path | None = None
-    """FP32 ONNX folder (`qexport to-onnx TEACHER`) to compare size, accuracy and time with."""
-    int8: bool = True
-    """With `baseline`: also ONNX Runtime's own dynamic int8 quantisation of it."""
-    targets: tuple[str, ...] = ("stock",)
-    """Where to run it; the first is the main one."""
-    target_rows: int | None = None
-    """Rows for targets and modes other than the main one; None takes each target's own limit."""
-    latency: bool = True
-    """Measure latency, in turns with the baselines."""
-    lengths: tuple[int, ...] = (16, 32, 64, 128)
-    """Tokens per text."""
-    threads: tuple[int, ...] = (1,)
-    """Threads inside one operator; the first is used for accuracy."""
-    batch_size: int = 1
-    """Texts per timed run."""
-    iterations: int = 30
-    """Timed rounds per length and thread count."""
-    warmup: int = 3
-    """Rounds before, not timed."""
-    processes: int = 3
-    """Child processes per file for load time and peak memory; 0 leaves them out."""
-    layer_tolerance: float = LAYER_TOLERANCE
-    """Largest difference of a LayerNorm output that still counts as the same."""
-    max_drop: float | None = None
-    """Gate: points of the main metric that may be lost, paired with the teacher (else the FP32 baseline)."""
-    min_agreement: float | None = None
-    """Gate: percent of rows with the student's prediction (else the teacher's, else the baseline's); 99.9."""
-    max_latency_ms: float | None = None
-    """Gate: median latency at `latency_length` tokens and the first thread count."""
-    latency_length: int | None = None
-    """Length that the latency gate judges; None means the longest measured."""
-    max_size_mb: float | None = None
-    """Gate: size of the ONNX file; 1 MB is 1,000,000 bytes."""
-    seed: int = 0
-    """Of the token ids in timed batches."""
-    command: str = ""
-    """Command line that repeats it, for the report."""
-
-    def __post_init__(self) -> None:
-        if not self.targets:
-            raise UsageError("at least one --target must be given, such as stock")
-        if self.min_agreement is not None and not 1.0 < self.min_agreement <= 100.0:
-            raise UsageError(
-                f"--min-agreement is in percent, above 1 and at most 100, got {self.min_agreement:g}; "
-                "write 99.9 for 99.9 % of the rows"
-            )
-        for name in ("max_latency_ms", "max_size_mb"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"--{name.replace('_', '-')} must be above 0, got {value:g}")
-        if self.max_drop is not None and math.isnan(self.max_drop):
-            raise UsageError("--max-drop must be a number of points, got nan")
-        for name, value in (("iterations", self.iterations), ("batch-size", self.batch_size)):
-            if value < 1:
-                raise UsageError(f"--{name} must be at least 1, got {value}")
-        for name, values in (("lengths", self.lengths), ("threads", self.threads)):
-            if not values or min(values) < 1:
-                raise UsageError(f"--{name} must be at least 1 each, got {list(values)}")
-        if self.latency_length is not None and self.latency_length not in self.lengths:
-            raise UsageError(
-                f"the latency gate judges {self.latency_length} tokens, which --lengths does not measure"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +149,7 @@ class _Run:
         return Report(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=config.command,
-            config=_plain(config),
+            config=config.to_dict(),
             status=status,
             headline=facts.headline(self.model, self.engines, accuracy, drops, latency),
             model=self.model,
@@ -306,14 +235,26 @@ class _Run:
                 a, b = results[against][0], results[ours][0]
                 if len(a) != rows.n_rows or len(b) != rows.n_rows:
                     continue
-                drop = rows.paired_drop(rows.main_metric, a, b, rows.labels)
-                low, high = 100.0 * drop.low, 100.0 * drop.high
-                found.append(
-                    Drop(
-                        ours, against, rows.split, rows.main_metric, rows.n_rows, 100.0 * drop.drop, low, high
-                    )
-                )
+                found.append(self._drop(rows, ours, against, a, b))
         return found
+
+    def _drop(self, rows: EvalRows, ours: str, against: str, a: Float32Array, b: Float32Array) -> Drop:
+        """Loss of `ours` (logits b) against a reference (logits a).
+
+        Accuracy has the score interval, which keeps its level when few rows differ; other metrics have the
+        interval of the function that came with the rows.
+        """
+        metric = rows.main_metric
+        if metric == "accuracy":
+            first, second = a.argmax(-1) == rows.labels, b.argmax(-1) == rows.labels
+            worse, better = int((first & ~second).sum()), int((second & ~first).sum())
+            shares = score_interval(worse, better, rows.n_rows)
+            drop, low, high, method = shares.drop, shares.low, shares.high, "score interval (Tango 1998)"
+        else:
+            found = rows.paired_drop(metric, a, b, rows.labels)
+            drop, low, high, method = found.drop, found.low, found.high, "paired bootstrap"
+        points, low, high = (100.0 * float(value) for value in (drop, low, high))
+        return Drop(ours, against, rows.split, metric, rows.n_rows, points, low, high, method)
 
     def _pairs(self, results: Mapping[str, Any]) -> list[tuple[str, str]]:
         """(engine, reference) pairs worth a comparison, the main engine's first."""
@@ -389,14 +330,13 @@ class _Run:
         if not lengths:
             return []
 
-        def open_engines(threads: int) -> dict[str, Runner]:
-            first = self.targets[0].open(self.file, mode=self.main, threads=threads)
-            others = {
-                name: Session(self.files[name], threads=threads)
-                for name in ("int8", "fp32")
-                if name in self.files
-            }
-            return {self.main: first, **others}
+        def open_engines(threads: int) -> Mapping[str, Runner]:
+            engines: dict[str, Runner] = {}
+            engines[self.main] = self.targets[0].open(self.file, mode=self.main, threads=threads)
+            for name in ("int8", "fp32"):
+                if name in self.files:
+                    engines[name] = Session(self.files[name], threads=threads)
+            return engines
 
         return measure_latency(
             open_engines, self.splits[0].batches, lengths=lengths, threads=config.threads,
@@ -491,8 +431,3 @@ def _status(gates: Sequence[Gate]) -> str:
     if states & {"failed", "missing"}:
         return "failed"
     return "undecided" if "undecided" in states else "passed"
-
-
-def _plain(config: VerifyConfig) -> dict[str, Any]:
-    values = dataclasses.asdict(config)
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}

@@ -1,0 +1,163 @@
+"""The report as one self-contained HTML page: no script, no external request, light and dark."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from qexport.serving import plots
+from qexport.serving.terminal import megabytes
+
+if TYPE_CHECKING:
+    from qexport.serving.report import Report
+
+__all__ = ["render_page"]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One big number at the top of the page."""
+
+    title: str
+    value: str
+    unit: str
+    detail: str
+    tone: str
+    """"good", "bad" or "" for the colour of the detail line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One figure with its caption."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+_VERDICTS = {
+    "passed": "Every gate passed",
+    "failed": "A gate failed",
+    "undecided": "These rows cannot decide",
+    "measured": "Measured, no gate was set",
+}
+
+
+def _cards(report: Report) -> list[Card]:
+    cards = []
+    sizes = {engine.name: engine.file_bytes for engine in report.engines}
+    fp32 = sizes.get("fp32")
+    smaller = (
+        f"{fp32 / report.model.file_bytes:.1f}x smaller than FP32"
+        if fp32
+        else f"sha256 {report.model.sha256[:12]}"
+    )
+    cards.append(Card("File size", megabytes(report.model.file_bytes), "MB", smaller, "good" if fp32 else ""))
+    row = next((row for row in report.summary() if row.engine.name == report.main_engine), None)
+    if row is not None and row.value is not None and row.low is not None and row.high is not None:
+        detail, tone = f"95 % interval {row.low:.1f} to {row.high:.1f}", ""
+        if row.drop is not None:
+            word = "below" if row.drop.points >= 0 else "above"
+            detail = f"{abs(row.drop.points):.2f} points {word} {report.engine(row.drop.against).label}"
+            tone = "bad" if row.drop.low > 0 else "good" if row.drop.high <= 0 else ""
+        cards.append(Card(report.data[0].main_metric.capitalize(), f"{row.value:.2f}", "%", detail, tone))
+    if row is not None and row.cell is not None:
+        detail = f"p99 {row.cell.p99_ms:.2f} ms"
+        tone = ""
+        ratio = next((item for item in row.cell.ratios if item.against == "fp32"), None)
+        if ratio is not None:
+            faster = ratio.median >= 1
+            detail = f"{ratio.median if faster else 1 / ratio.median:.2f}x {'faster' if faster else 'slower'} than FP32"
+            tone = "good" if ratio.low > 1 else "bad" if ratio.high < 1 else ""
+        title = f"Latency, {row.cell.length} tokens, {row.cell.threads} thread{'s' * (row.cell.threads > 1)}"
+        cards.append(Card(title, f"{row.cell.p50_ms:.2f}", "ms", detail, tone))
+    parity = next((item for item in report.parity if item.engine == report.main_engine), None)
+    if parity is not None:
+        detail = (
+            f"{parity.disagreements} of {parity.rows} rows differ"
+            if parity.disagreements
+            else (f"all {parity.rows} rows, largest logit difference {parity.max_abs:.1e}")
+        )
+        title = f"Agreement with {report.engine(parity.against).label}"
+        cards.append(Card(title, f"{100 * parity.agreement:.2f}", "%", detail, ""))
+    return cards
+
+
+def _plots(report: Report) -> list[Plot]:
+    found = []
+    for threads in dict.fromkeys(cell.threads for cell in report.latency):
+        cells = [cell for cell in report.latency if cell.threads == threads]
+        caption = (
+            f"Median of {cells[0].rounds} rounds, batch {cells[0].batch_size}; the band reaches to the 90th percentile. "
+            "Engines ran in turns, so a busy moment hits all of them."
+        )
+        title = f"Latency by length, {threads} thread{'s' * (threads > 1)}"
+        found.append(Plot(title, caption, plots.latency_plot(report, threads)))
+    found.append(
+        Plot(
+            "Size on disk",
+            "Whole files, external data included; 1 MB is 1,000,000 bytes.",
+            plots.size_plot(report),
+        )
+    )
+    found.append(Plot("What the bytes are", "Tensors of the file by kind.", plots.contents_plot(report)))
+    found.append(
+        Plot("Metric", "Dots are the measured values; bars hold the true value with 95 % confidence, per engine. "
+             "To compare two engines use the paired drop below: it is far sharper than two overlapping bars.",
+             plots.accuracy_plot(report))
+    )  # fmt: skip
+    found.append(
+        Plot(
+            "Logit differences",
+            "How many rows differ by how much; bins are decades.",
+            plots.histogram_plot(report),
+        )
+    )
+    found.append(
+        Plot(
+            "Layer by layer",
+            "ONNX against PyTorch on one batch, over real tokens only.",
+            plots.layers_plot(report),
+        )
+    )
+    return [plot for plot in found if plot.svg]
+
+
+def _reproduce(report: Report) -> str:
+    return report.command or f"qexport verify {report.model.path} --task {report.data[0].task}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _small(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{value:.3f}"
+
+
+def render_page(report: Report) -> str:
+    """The whole page as text; opens from disk, prints, and needs no network."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    source = resources.files("qexport.serving").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(mb=megabytes, number=_number, small=_small, svg=Markup)
+    labels: dict[str, Any] = {engine.name: engine.label for engine in report.engines}
+    return environment.from_string(source).render(
+        report=report,
+        verdict=_VERDICTS[report.status],
+        cards=_cards(report),
+        plots=_plots(report),
+        summary=report.summary(),
+        latency_title=report.latency_at().title,
+        labels=labels,
+        command=_reproduce(report),
+        config=json.dumps(report.config, indent=2, ensure_ascii=False),
+    )
