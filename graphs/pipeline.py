@@ -1,0 +1,304 @@
+"""The exporter's graph passes in their order, and the final ONNX model with its operator definitions.
+
+`lower` turns the graph that torch.onnx made into one of `ai.onnx` and `ai.qexport` operators and proves that every
+quantised module got its operator; `finish` writes it as a ModelProto for a runtime. No torch in here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript import optimizer, rewriter
+from onnxscript.rewriter import MatchingTracer, RewriteRuleSet
+
+from qexport.errors import UnsupportedModelError
+from qexport.graphs.config import Target
+from qexport.graphs.operators import DOMAIN, OPERATORS, VERSION
+from qexport.graphs.rewrites import (
+    EXPORT_DOMAIN,
+    fold_transpose,
+    lower_attention,
+    lower_embedding,
+    lower_linear,
+    lower_linear_weight_only,
+    simplify_reshape,
+)
+
+__all__ = ["LOWERINGS", "PASSES", "Pass", "PassReport", "finish", "layer_norm_outputs", "lower", "run_passes"]
+
+logger = logging.getLogger(__name__)
+
+_MODULE = "qexport.module"  # key of ir.Node.meta: path of the torch module behind a node
+_SMALL = 16  # elements; constants up to here may share one initializer
+_FOLD_LIMIT = 1024  # elements; larger constants are never computed in advance, so packed weights stay packed
+_UNNAMED = ("QuantizePerToken", "QuantizePerTensor")  # operators that stand for no module
+_ROUNDS = 4  # a pass that still changes something after so many rounds is broken
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One step over the graph."""
+
+    name: str
+    """Verb and object."""
+    apply: Callable[[ir.Model], int]
+    """Changes the model in place; returns how often it matched."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """What one pass did."""
+
+    name: str
+    """Name of the pass."""
+    matches: int
+    """How often it matched, over all rounds."""
+    milliseconds: float
+    """Wall-clock time."""
+
+
+def run_passes(model: ir.Model, passes: Iterable[Pass]) -> list[PassReport]:
+    """Run each pass until it changes nothing, in place, and log one line for each.
+
+    Raises:
+        UnsupportedModelError: a pass does not come to rest.
+    """
+    reports = []
+    for step in passes:
+        start, total = time.perf_counter(), 0
+        for _ in range(_ROUNDS):
+            matches = step.apply(model)
+            total += matches
+            if not matches:
+                break
+        else:
+            raise UnsupportedModelError(
+                f"graph pass {step.name} still changes the graph after {_ROUNDS} rounds; please report this model"
+            )
+        reports.append(PassReport(step.name, total, (time.perf_counter() - start) * 1000))
+        logger.info("%s: %d matches, %.0f ms", step.name, total, reports[-1].milliseconds)
+    return reports
+
+
+def _rules(rules: RewriteRuleSet) -> Callable[[ir.Model], int]:
+    def apply(model: ir.Model) -> int:
+        count: int = rules.apply_to_model(model)
+        return count
+
+    return apply
+
+
+def _ir_pass(*passes: ir.passes.PassBase) -> Callable[[ir.Model], int]:
+    def apply(model: ir.Model) -> int:
+        return sum([bool(step(model).modified) for step in passes])
+
+    return apply
+
+
+def _mark_layer_norms(model: ir.Model) -> int:
+    """Note on each LayerNormalization node which module it is, while weights still have their torch names."""
+    count = 0
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type == "LayerNormalization" else None
+        if weight is not None and weight.name and _MODULE not in node.meta:
+            node.meta[_MODULE] = weight.name.removesuffix(".weight")
+            count += 1
+    return count
+
+
+def _fold_constants(model: ir.Model) -> int:
+    """Compute small constants in advance, then drop what they replaced."""
+    before = len(model.graph)
+    optimizer.fold_constants_ir(
+        model, onnx_shape_inference=True, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT
+    )
+    rewriter.rewrite(model)
+    return int(len(model.graph) != before)
+
+
+def _merge_constants(model: ir.Model) -> int:
+    """One initializer for equal constants of a few elements; never two parameters of modules, whose names say what they are."""
+    graph, seen, count = model.graph, dict[tuple[str, tuple[int, ...], bytes], ir.Value](), 0
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if (
+            tensor is None
+            or tensor.size > _SMALL
+            or (value.name or "").endswith((".weight", ".bias", ".scale"))
+        ):
+            continue
+        array = np.asarray(tensor.numpy())
+        first = seen.setdefault((array.dtype.str, array.shape, array.tobytes()), value)
+        if first is not value and not value.is_graph_output():
+            ir.convenience.replace_all_uses_with([value], [first])
+            graph.initializers.pop(str(value.name))
+            count += 1
+    return count
+
+
+def _shorten_names(model: ir.Model) -> int:
+    """Short names for values and nodes; inputs, outputs, parameters and `ai.qexport` nodes keep theirs."""
+    graph = model.graph
+    kept = {str(value.name) for value in (*graph.inputs, *graph.outputs)}
+    for number, value in enumerate(list(graph.initializers.values())):
+        if not str(value.name).endswith((".weight", ".bias", ".scale")):
+            value.name = f"c{number}"
+        kept.add(str(value.name))
+    count = 0
+    for node in graph:
+        for value in node.outputs:
+            if str(value.name) not in kept and value.name:
+                letter = "ln" if _MODULE in node.meta else "v"
+                value.name = f"{letter}{count}"
+                count += 1
+        if node.domain != DOMAIN or node.op_type in _UNNAMED:
+            node.name = ""
+    return 0
+
+
+LOWERINGS = (
+    Pass("lower-linear", _rules(lower_linear.rules)),
+    Pass("lower-linear-weight-only", _rules(lower_linear_weight_only.rules)),
+    Pass("lower-embedding", _rules(lower_embedding.rules)),
+    Pass("lower-attention", _rules(lower_attention.rules)),
+)
+"""The passes that turn the export IR into operators."""
+
+PASSES = (
+    Pass("mark-layer-norms", _mark_layer_norms),
+    Pass("fold-transpose", _rules(fold_transpose.rules)),
+    Pass("fold-constants", _fold_constants),
+    *LOWERINGS,
+    Pass("drop-identities", _ir_pass(common.IdentityEliminationPass())),
+    Pass(
+        "lift-constants",
+        _ir_pass(common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)),
+    ),
+    Pass("merge-constants", _merge_constants),
+    Pass("merge-nodes", _ir_pass(common.CommonSubexpressionEliminationPass())),
+    Pass("simplify-reshape", _rules(simplify_reshape.rules)),
+    Pass("drop-unused", _ir_pass(common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass())),
+    Pass("drop-metadata", _ir_pass(common.ClearMetadataAndDocStringPass())),
+    Pass("shorten-names", _shorten_names),
+)
+"""Every pass, in order."""
+
+
+def lower(model: ir.Model, expected: Mapping[str, str]) -> list[PassReport]:
+    """Run all passes in place and account for every quantised module.
+
+    Args:
+        model: what torch.onnx made; nodes of domain `qexport` where quantised modules are.
+        expected: path of each quantised module that ran -> operator type of its export IR node.
+    Raises:
+        UnsupportedModelError: a node was not lowered, with the reason its rule gave, or a module is missing.
+    """
+    reports = run_passes(model, PASSES)
+    left = [node for node in model.graph if node.domain == EXPORT_DOMAIN]
+    if left:
+        name = left[0].attributes.get_string("name", left[0].name or "")
+        raise UnsupportedModelError(
+            f"{name}: no rewrite rule lowered this {left[0].op_type}: {_reason(model, left[0])}; "
+            "the student cannot be exported as it is"
+        )
+    found = {node.name for node in model.graph if node.domain == DOMAIN}
+    missing = sorted(set(expected) - found)
+    if missing:
+        raise UnsupportedModelError(
+            f"{missing[0]}: this {expected[missing[0]]} is in the student but not in the graph "
+            f"({len(missing)} of {len(expected)} modules missing); please report this model"
+        )
+    return reports
+
+
+def _reason(model: ir.Model, node: ir.Node) -> str:
+    """Why the rules of this kind of node did not match; the deepest failure that a check reported."""
+    tables = (lower_linear, lower_linear_weight_only, lower_embedding, lower_attention)
+    tracer = MatchingTracer()
+    for table in tables:
+        table.rules.apply_to_model(model, tracer=tracer)
+    reasons = [
+        entry.match_result.reason
+        for entries in tracer.best_matches_map.values()
+        for entry in entries
+        if entry.root_node is node and entry.match_result.reason
+    ]
+    return reasons[-1] if reasons else "the node has the wrong inputs"
+
+
+def layer_norm_outputs(model: ir.Model) -> list[dict[str, str]]:
+    """For `verify --layers`: torch module path and ONNX value name of every LayerNorm, in graph order."""
+    return [
+        {"module": node.meta[_MODULE], "value": str(node.outputs[0].name)}
+        for node in model.graph
+        if _MODULE in node.meta
+    ]
+
+
+def finish(model: ir.Model, target: Target, metadata: Mapping[str, str], version: str) -> onnx.ModelProto:
+    """The file's content: definitions of the operators that are used, versions, metadata; checked.
+
+    Args:
+        model: a lowered model.
+        target: opset, IR version, and whether bodies are written in place.
+        metadata: for `metadata_props`.
+        version: qexport's version, the producer's.
+    Raises:
+        UnsupportedModelError: onnx.checker, with full shape inference, refuses the result.
+    """
+    proto = ir.serde.serialize_model(model)
+    proto.ir_version = target.ir_version
+    proto.producer_name, proto.producer_version = "qexport", version
+    used = Counter(node.op_type for node in proto.graph.node if node.domain == DOMAIN)
+    proto.functions.extend(_compact(OPERATORS[name].function(target.opset)) for name in sorted(used))
+    del proto.opset_import[:]
+    proto.opset_import.append(onnx.helper.make_opsetid("", target.opset))
+    if used:
+        proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
+    del proto.graph.value_info[:]
+    if target.inline and used:
+        proto = _inline(proto)
+    onnx.helper.set_model_props(proto, dict(metadata))
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UnsupportedModelError(
+            f"the exported graph is not valid ONNX: {' '.join(str(error).split())[:300]}; please report this model"
+        ) from error
+    return proto
+
+
+def _compact(function: onnx.FunctionProto) -> onnx.FunctionProto:
+    """The function without names of nodes, which ONNX does not need."""
+    for node in function.node:
+        node.ClearField("name")
+    return function
+
+
+def _inline(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Bodies in place of calls; tables and constants that the bodies share are stored once."""
+    inlined = ir.serde.deserialize_model(onnx.inliner.inline_local_functions(proto))
+    run_passes(
+        inlined,
+        (
+            Pass("drop-identities", _ir_pass(common.IdentityEliminationPass())),
+            Pass("lift-constants", _ir_pass(common.LiftConstantsToInitializersPass(True, 0))),
+            Pass("merge-inlined-constants", _ir_pass(common.DeduplicateInitializersPass(size_limit=2**16))),
+            Pass("merge-nodes", _ir_pass(common.CommonSubexpressionEliminationPass())),
+            Pass("drop-unused", _ir_pass(common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass())),
+            Pass("shorten-names", _shorten_names),
+        ),
+    )
+    result = ir.serde.serialize_model(inlined)
+    result.ir_version = proto.ir_version
+    del result.graph.value_info[:]
+    return result

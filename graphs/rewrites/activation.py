@@ -1,0 +1,65 @@
+"""What stands before an integer product: the nodes that turn a float activation into codes and a scale.
+
+| act            | nodes                                                   | scale                     |
+| dynamic-token  | ai.qexport QuantizePerToken                             | float32 [..., 1], computed |
+| dynamic-tensor | ai.qexport QuantizePerTensor                            | float32 scalar, computed  |
+| static         | Clip to [-127 s, 127 s], QuantizeLinear with zero point 128 | float32 scalar, stored    |
+
+Codes are uint8, 1..255, zero point 128. Two products that read the same value make the same nodes; the pipeline's
+common-subexpression pass leaves one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qexport.graphs.operators import DOMAIN, ZERO_POINT
+from qexport.graphs.rewrites.initializers import constant, initializer
+
+__all__ = ["clip_static", "quantize_activation", "zero_point"]
+
+LARGEST_CODE = np.float32(127)
+
+
+def zero_point(graph: ir.Graph) -> ir.Value:
+    """uint8 scalar 128."""
+    return initializer(graph, "zero_point", np.array(ZERO_POINT, np.uint8))
+
+
+def clip_static(op: Any, graph: ir.Graph, x: ir.Value, scale: ir.Value, clip: float, name: str) -> ir.Value:
+    """x clipped to the smaller of 127 * scale and `clip` (0: none), so that codes stay within -127..127."""
+    stored = constant(scale)
+    assert stored is not None  # the rules' checks have seen it
+    limit = LARGEST_CODE * np.float32(stored)
+    if clip > 0:
+        limit = min(limit, np.float32(clip))
+    low = initializer(graph, f"{name}_min", np.array(-limit, np.float32))
+    high = initializer(graph, f"{name}_max", np.array(limit, np.float32))
+    clipped: ir.Value = op.Clip(x, low, high)
+    return clipped
+
+
+def quantize_activation(
+    op: Any, graph: ir.Graph, x: ir.Value, act: str, clip: float, scale: ir.Value | None, name: str
+) -> tuple[ir.Value, ir.Value]:
+    """Codes uint8 of the shape of `x` and their scale.
+
+    Args:
+        op: the rewriter's builder.
+        graph: where constants are registered.
+        x: float32 [..., K].
+        act: a mode of `qexport.formats.ACTIVATION_MODES`.
+        clip: clip x to [-clip, clip] first; 0 for none.
+        scale: float32 scalar for "static".
+        name: prefix of new initializers.
+    """
+    if act == "static":
+        assert scale is not None
+        bounded = clip_static(op, graph, x, scale, clip, name)
+        return op.QuantizeLinear(bounded, scale, zero_point(graph)), scale
+    kind = "QuantizePerToken" if act == "dynamic-token" else "QuantizePerTensor"
+    codes, found = op.op(kind, x, _domain=DOMAIN, _version=1, _outputs=2, clip=float(clip))
+    return codes, found
