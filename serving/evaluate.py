@@ -1,7 +1,7 @@
 """A task's rows over any runner: logits in row order, metrics with intervals.
 
-Metric functions come in through `EvalRows`, so that serving needs neither torch nor qexport.training; the command
-line passes those of qexport.training.metrics.
+Metric functions come in through `EvalRows`, so that serving needs neither torch nor qexport.training; the
+command line passes those of qexport.training.metrics.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class EvalRows:
     labels: Labels
     """int64 [n] or float32 [n], in the order of the data file."""
     order: npt.NDArray[np.int64] | None = None
-    """Row of the data file of each row of the concatenated batches; None means that they are in file order."""
+    """Row of the data file of each row of the concatenated batches; None means in file order."""
     texts: Sequence[str] | None = None
     """Text of each row in file order, shown beside disagreements; None leaves it out."""
     main_metric: str
@@ -96,6 +96,7 @@ class MetricValue:
     """One metric of one engine on one split."""
 
     metric: str
+    """Name of the metric."""
     value: float
     """Fraction (accuracy, F1) or coefficient (Matthews, Pearson, Spearman)."""
     low: float

@@ -23,6 +23,7 @@ class Gate:
     name: str
     """The option that set it: "max-drop"."""
     limit: float
+    """The bound, in `unit`."""
     unit: str
     """"points", "%", "ms" or "MB"."""
     value: float | None
@@ -30,7 +31,9 @@ class Gate:
     low: float | None = None
     """Lower end of the interval of `value`, where there is one."""
     high: float | None = None
+    """Upper end."""
     status: Status
+    """Only "passed" passes."""
     detail: str
     """One sentence: what was compared, and what to do when it did not pass."""
     rows: int | None = None
@@ -85,7 +88,7 @@ def drop_gate(
     if drop is None or not all(math.isfinite(value) for value in (drop.drop, drop.low, drop.high)):
         return Gate(
             name="max-drop", limit=limit, unit="points", value=None, status="missing", rows=rows,
-            detail=f"the drop of {metric} was not measured: give a teacher or an FP32 baseline to compare with",
+            detail=f"the drop of {metric} was not measured: give a teacher or an FP32 baseline",
         )  # fmt: skip
     value, low, high = (100.0 * number for number in (drop.drop, drop.low, drop.high))
     where = f"{metric} on {split}, paired with {against} on {rows} rows"
@@ -99,10 +102,10 @@ def drop_gate(
     else:
         needed = rows_to_decide(value, low, high, limit, rows)
         many = f"about {needed} rows would decide it" if needed else "no number of rows would decide it"
-        status, end = "undecided", f"the interval holds {limit:g}, so these rows cannot decide; {many}"
+        status, end = "undecided", f"the interval holds {limit:g}, these rows cannot decide; {many}"
     return Gate(
-        name="max-drop", limit=limit, unit="points", value=value, low=low, high=high, status=status, rows=rows,
-        rows_needed=needed, detail=f"{where}: {found}; {end}",
+        name="max-drop", limit=limit, unit="points", value=value, low=low, high=high, status=status,
+        rows=rows, rows_needed=needed, detail=f"{where}: {found}; {end}",
     )  # fmt: skip
 
 

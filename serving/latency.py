@@ -1,7 +1,7 @@
 """Latency of several engines, taken in turns so that a busy machine slows all of them alike.
 
-Every round runs each engine once, in an order that rotates; the ratio of two engines is formed inside each round,
-and reported as its median with a distribution-free 95 % interval (order statistics of the binomial).
+Every round runs each engine once, in an order that rotates; the ratio of two engines is formed inside each
+round, and reported as its median with a distribution-free 95 % interval (order statistics).
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ class Ratio:
     """Time of another engine divided by the time of ours, formed within each round."""
 
     against: str
+    """Name of the other engine."""
     median: float
     """Above 1 means that ours is faster."""
     low: float
     """Lower end of the 95 % interval of the median."""
     high: float
+    """Upper end of the 95 % interval of the median."""
     p10: float
     """10th percentile of the ratios of single rounds: the spread that one run sees."""
     p90: float
+    """90th percentile of the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +52,25 @@ class LatencyCell:
     """One engine at one length and thread count; milliseconds for a whole batch."""
 
     engine: str
+    """Name of the engine."""
     length: int
     """Tokens per text."""
     batch_size: int
+    """Texts per run."""
     threads: int
+    """Threads inside one operator."""
     rounds: int
+    """Timed runs of each engine."""
     p50_ms: float
+    """Median."""
     p90_ms: float
+    """90th percentile."""
     p99_ms: float
+    """99th percentile; with fewer than 100 rounds it lies between the two slowest."""
     mean_ms: float
+    """Mean."""
     min_ms: float
+    """Fastest round."""
     ratios: list[Ratio]
     """Only of the first engine: every other engine divided by it."""
 

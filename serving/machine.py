@@ -23,16 +23,21 @@ class Environment:
     """What a timing depends on besides the model."""
 
     cpu: str
+    """Name of the processor."""
     architecture: str
+    """x86_64, aarch64, ..."""
     flags: list[str]
     """Instruction sets that matter for int8 and bf16, as Linux spells them."""
     cores: int
     """Logical processors that this process may use."""
     memory_bytes: int | None
+    """Physical memory."""
     load_average: float | None
-    """Runnable processes over the last minute when the measurement began; above the cores means a busy machine."""
+    """Runnable processes over the last minute when measuring began; above the cores: a busy machine."""
     system: str
+    """Operating system and its release."""
     python: str
+    """Version of Python."""
     versions: dict[str, str]
     """Package -> version, of those installed."""
 

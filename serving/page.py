@@ -69,7 +69,8 @@ def _cards(report: Report) -> list[Card]:
         ratio = next((item for item in row.cell.ratios if item.against == "fp32"), None)
         if ratio is not None:
             faster = ratio.median >= 1
-            detail = f"{ratio.median if faster else 1 / ratio.median:.2f}x {'faster' if faster else 'slower'} than FP32"
+            times = ratio.median if faster else 1 / ratio.median
+            detail = f"{times:.2f}x {'faster' if faster else 'slower'} than FP32"
             tone = "good" if ratio.low > 1 else "bad" if ratio.high < 1 else ""
         title = f"Latency, {row.cell.length} tokens, {row.cell.threads} thread{'s' * (row.cell.threads > 1)}"
         cards.append(Card(title, f"{row.cell.p50_ms:.2f}", "ms", detail, tone))
@@ -90,8 +91,8 @@ def _plots(report: Report) -> list[Plot]:
     for threads in dict.fromkeys(cell.threads for cell in report.latency):
         cells = [cell for cell in report.latency if cell.threads == threads]
         caption = (
-            f"Median of {cells[0].rounds} rounds, batch {cells[0].batch_size}; the band reaches to the 90th percentile. "
-            "Engines ran in turns, so a busy moment hits all of them."
+            f"Median of {cells[0].rounds} rounds, batch {cells[0].batch_size}; the band reaches to the 90th "
+            "percentile. Engines ran in turns, so a busy moment hits all of them."
         )
         title = f"Latency by length, {threads} thread{'s' * (threads > 1)}"
         found.append(Plot(title, caption, plots.latency_plot(report, threads)))
@@ -104,8 +105,8 @@ def _plots(report: Report) -> list[Plot]:
     )
     found.append(Plot("What the bytes are", "Tensors of the file by kind.", plots.contents_plot(report)))
     found.append(
-        Plot("Metric", "Dots are the measured values; bars hold the true value with 95 % confidence, per engine. "
-             "To compare two engines use the paired drop below: it is far sharper than two overlapping bars.",
+        Plot("Metric", "Dots are the measured values; bars hold the true value with 95 % confidence, per "
+             "engine. To compare two engines use the paired drop: it is far sharper than overlapping bars.",
              plots.accuracy_plot(report))
     )  # fmt: skip
     found.append(

@@ -1,9 +1,9 @@
 """Score interval of the difference of two shares on the same rows.
 
-A bootstrap of the rows covers too little when two models differ on few of them: with no differing row at all its
-interval has no width, whatever the number of rows. The score interval keeps its level there (Tango 1998, "Equivalence
-test and confidence interval for the difference in proportions for the paired-sample design", Statistics in Medicine
-17, equations 11 and 18).
+A bootstrap of the rows covers too little when two models differ on few of them: with no differing row at all
+its interval has no width, whatever the number of rows. The score interval keeps its level there (Tango 1998,
+"Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
+Statistics in Medicine 17, pages 891-908).
 """
 
 from __future__ import annotations

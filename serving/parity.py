@@ -41,11 +41,13 @@ class Disagreement:
     ours: float
     """Predicted class, or the predicted value of a regression."""
     theirs: float
+    """The same of the reference."""
     label: float | None
     """What the data file says."""
     margin: float
     """How sure the reference was: its best logit minus its second best; 0 for a regression."""
     text: str | None = None
+    """The text, where the caller gave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +65,23 @@ class Parity:
     """How close the logits of one engine are to those of another on the same rows."""
 
     engine: str
+    """Name of the engine that is judged."""
     against: str
+    """Name of the reference."""
     split: str
+    """Name of the split."""
     rows: int
+    """Rows that both ran."""
     agreement: float
     """Share of rows with the same prediction, 0..1."""
     disagreements: int
+    """Rows with different predictions."""
     first_disagreements: list[Disagreement]
     """The first few rows with different predictions, in row order; empty when all agree."""
     max_abs: float
     """Largest absolute difference of a logit."""
     mean_abs: float
+    """Mean absolute difference over all logits."""
     p99_abs: float
     """99th percentile over rows of the largest absolute difference within the row."""
     worst_row: int
@@ -81,6 +89,7 @@ class Parity:
     bit_identical: bool
     """Every logit is the same float32 number."""
     histogram: Histogram
+    """Rows by their largest difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,7 @@ class LayerDifference:
     max_abs: float
     """Largest absolute difference over the tokens that the mask keeps."""
     mean_abs: float
+    """Mean absolute difference over the same tokens."""
     within: bool
     """max_abs is at most the tolerance."""
 
@@ -103,7 +113,9 @@ class LayerTrace:
     """Every LayerNorm in graph order, and the first that parts."""
 
     tolerance: float
+    """Largest difference that counts as the same."""
     layers: list[LayerDifference]
+    """In graph order."""
     first: str | None = field(default=None)
     """Module path of the first layer outside the tolerance; None when all are within."""
 
@@ -199,7 +211,7 @@ def layer_outputs(folder: Path) -> list[tuple[str, str]]:
     listed = read_json(folder / "qexport.json").get("layer_norms")
     if not isinstance(listed, list) or not listed:
         raise UnsupportedModelError(
-            f"{folder} lists no LayerNorms in qexport.json; --layers needs a folder written by qexport to-onnx"
+            f"{folder} lists no LayerNorms in qexport.json; --layers needs a folder that qexport to-onnx wrote"
         )
     return [(str(item["module"]), str(item["value"])) for item in listed]
 
@@ -223,7 +235,7 @@ def compare_layers(
         layers: (module path, ONNX value) in graph order; None reads them from qexport.json.
         threads: threads of the session.
     Raises:
-        UnsupportedModelError: no layer list, a listed value is not in the graph, or PyTorch gave none of them.
+        UnsupportedModelError: no layer list, a value that is not in the graph, or no PyTorch module of them.
         ShapeError: a value has another shape than PyTorch's.
     """
     path = Path(model)

@@ -1,7 +1,7 @@
 """The plots of the report page: matplotlib figures as inline SVG whose colours are CSS variables.
 
-Every colour is drawn as a marker value and then replaced by `var(--...)`, so that one figure reads well on a light
-and on a dark page. Identifiers are prefixed per figure, because several figures share one document.
+Every colour is drawn as a marker value and then replaced by `var(--...)`, so that one figure reads well on a
+light and on a dark page. Identifiers are prefixed per figure, because several figures share one document.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _VARIABLES = {
 }
 _STYLE: Any = {
     "font.family": "sans-serif",
-    "font.size": 11,
+    "font.size": 10.5,
     "svg.fonttype": "none",
     "text.color": _INK,
     "axes.edgecolor": _GRID,
@@ -110,11 +110,19 @@ def _label(report: Report, name: str) -> str:
 
 
 def _nice(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2g}"
+    return (
+        f"{value:.0f}"
+        if value >= 100
+        else f"{value:.1f}"
+        if value >= 10
+        else f"{value:.2g}"
+        if value
+        else "0"
+    )
 
 
 def latency_plot(report: Report, threads: int) -> str:
-    """Median latency by length for one thread count, one line per engine, band from p50 to p90; "" without data."""
+    """Median latency by length for one thread count, band from p50 to p90; "" without data."""
     lines: dict[str, list[LatencyCell]] = {}
     for cell in report.latency:
         if cell.threads == threads:
@@ -131,13 +139,13 @@ def latency_plot(report: Report, threads: int) -> str:
             shade = colour(name, report.main_engine)
             axes.fill_between(x, y, [cell.p90_ms for cell in cells], color=shade, alpha=0.15, linewidth=0)
             axes.plot(x, y, color=shade, marker="o", markersize=5)
-            ends.append((y[-1], f"{_label(report, name)}  {_nice(y[-1])} ms", shade))
+            ends.append((y[-1], f"{_label(report, name)} {_nice(y[-1])} ms", shade))
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         lengths = sorted({cell.length for cell in report.latency})
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.minorticks_off()
-        axes.yaxis.set_major_formatter(lambda value, _: _nice(value))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         low, high = axes.get_ylim()
         _spread_ticks(axes, low, high)
         axes.grid(axis="y")
@@ -145,7 +153,7 @@ def latency_plot(report: Report, threads: int) -> str:
         axes.set_ylabel("milliseconds, log scale")
         _end_labels(axes, lengths[-1], ends)
 
-    return _figure(f"latency-{threads}", 7.2, 3.6, draw)
+    return _figure(f"latency-{threads}", 5.6, 3.6, draw)
 
 
 def _spread_ticks(axes: Axes, low: float, high: float) -> None:
@@ -165,8 +173,8 @@ def _end_labels(axes: Axes, x: float, ends: Sequence[tuple[float, str, str]]) ->
             at = max(at, placed[-1] + gap)
         placed.append(at)
         axes.annotate(
-            text, (x, float(np.exp(at))), xytext=(10, 0), textcoords="offset points", color=shade, va="center",
-            annotation_clip=False, fontweight="bold",
+            text, (x, float(np.exp(at))), xytext=(10, 0), textcoords="offset points", color=shade,
+            va="center", annotation_clip=False, fontweight="bold",
         )  # fmt: skip
 
 
@@ -192,7 +200,7 @@ def size_plot(report: Report) -> str:
     sizes = [(engine.file_bytes or 0) / 1e6 for engine in files]
     texts = [
         f"{_nice(size)} MB"
-        + ("" if engine.name == report.main_engine else f"   {(engine.file_bytes or 0) / ours:.1f}x")
+        + ("" if engine.name == report.main_engine else f" · {(engine.file_bytes or 0) / ours:.1f}x ours")
         for engine, size in zip(files, sizes, strict=True)
     ]
     shades = [colour(engine.name, report.main_engine) for engine in files]
@@ -200,7 +208,7 @@ def size_plot(report: Report) -> str:
     def draw(figure: Figure, axes: Axes) -> None:
         _bars(axes, [engine.label for engine in files], sizes, texts, shades)
 
-    return _figure("size", 7.2, 0.5 + 0.5 * len(files), draw)
+    return _figure("size", 5.6, 0.5 + 0.5 * len(files), draw)
 
 
 def accuracy_plot(report: Report) -> str:
@@ -227,7 +235,7 @@ def accuracy_plot(report: Report) -> str:
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"{items[0].metrics[0].metric}, %, with 95 % interval ({items[0].rows} rows)")
 
-    return _figure("accuracy", 7.2, 0.9 + 0.42 * len(items), draw)
+    return _figure("accuracy", 5.6, 0.9 + 0.42 * len(items), draw)
 
 
 def histogram_plot(report: Report) -> str:
@@ -254,11 +262,11 @@ def histogram_plot(report: Report) -> str:
         axes.margins(y=0.15)
         axes.set_xlabel(f"largest logit difference within a row, against {_label(report, parity.against)}")
 
-    return _figure("difference", 7.2, 2.7, draw)
+    return _figure("difference", 5.6, 2.7, draw)
 
 
 def layers_plot(report: Report) -> str:
-    """Largest difference of each LayerNorm in graph order, log scale, with the tolerance; "" without layers."""
+    """Largest difference of each LayerNorm in graph order, with the tolerance; "" without layers."""
     trace = report.layers
     if trace is None or not trace.layers:
         return ""
@@ -282,7 +290,7 @@ def layers_plot(report: Report) -> str:
         axes.set_xlabel("LayerNorm, in graph order")
         axes.set_ylabel("largest difference")
 
-    return _figure("layers", 7.2, 2.9, draw)
+    return _figure("layers", 5.6, 2.9, draw)
 
 
 def contents_plot(report: Report) -> str:
@@ -292,12 +300,12 @@ def contents_plot(report: Report) -> str:
         return ""
     sizes = [row["n_bytes"] / 1e6 for row in parts]
     texts = [
-        f"{_nice(size)} MB   {100 * row['share']:.0f} %   {row['storage']}"
+        f"{_nice(size)} MB · {100 * row['share']:.0f} % · {row['storage']}"
         for row, size in zip(parts, sizes, strict=True)
     ]
 
     def draw(figure: Figure, axes: Axes) -> None:
         _bars(axes, [row["kind"] for row in parts], sizes, texts, [COLOURS["main"]] * len(parts))
-        axes.set_xlim(0, max(sizes) * 1.9)
+        axes.set_xlim(0, max(sizes) * 2.4)
 
-    return _figure("contents", 7.2, 0.4 + 0.42 * len(parts), draw)
+    return _figure("contents", 5.6, 0.4 + 0.42 * len(parts), draw)

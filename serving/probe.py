@@ -2,8 +2,8 @@
 
     python -m qexport.serving.probe model.onnx --length 64
 
-As a script it imports only onnxruntime and numpy, loads the file, runs it and prints one line of JSON. `probe`
-starts it in a child process, because a peak can only be measured in a process that did nothing else.
+As a script it imports only onnxruntime and numpy, loads the file, runs it and prints one line of JSON.
+`probe` starts it in a child process: a peak can only be measured in a process that did nothing else.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Probe:
     length: int
     """Tokens of the run."""
     threads: int
+    """Threads inside one operator."""
 
     @property
     def model_bytes(self) -> int | None:

@@ -41,7 +41,7 @@ class Engine:
     """One thing that gave logits or times."""
 
     name: str
-    """Key used everywhere in the report: "stock", "stock-unoptimized", "fp32", "int8", "student", "teacher"."""
+    """Key used everywhere in the report: "stock", "reference", "fp32", "int8", "student", "teacher", ..."""
     label: str
     """For people: "ternarybert 2-2-8"."""
     description: str
@@ -59,12 +59,17 @@ class Model:
     file: str
     """Name of the ONNX file."""
     file_bytes: int
+    """Bytes on disk, external data included."""
     sha256: str
+    """Of the ONNX file, hexadecimal."""
     method: str | None
     """From qexport.json; None for a folder that qexport did not write."""
     bits: str | None
+    """W-E-A: bits of weights, word embedding and activations, such as 2-2-8."""
     opset: int | None
+    """Version of ai.onnx that the graph imports."""
     producer: str
+    """Tool and version that wrote the file."""
     functions: int
     """Model-local functions in the file."""
     tensors: list[dict[str, Any]] = field(default_factory=list)
@@ -76,22 +81,33 @@ class Rows:
     """The rows that were used."""
 
     task: str
+    """Name of the task."""
     split: str
+    """Name of the split."""
     kind: str
+    """"classification" or "regression"."""
     rows: int
+    """Number of rows."""
     main_metric: str
+    """The metric that gates judge."""
     source: str
+    """Where the rows came from."""
     fingerprint: str
+    """sha256 of what was read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Metrics of one engine on one split, the main metric first."""
+    """Metrics of one engine on one split."""
 
     engine: str
+    """Name of the engine."""
     split: str
+    """Name of the split."""
     rows: int
+    """Rows of the split, all of them."""
     metrics: list[MetricValue]
+    """Every metric of the task, the main one first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +115,23 @@ class Drop:
     """Loss of the main metric against a reference, paired on the same rows; points."""
 
     engine: str
+    """Name of the engine that is judged."""
     against: str
+    """Name of the reference."""
     split: str
+    """Name of the split."""
     metric: str
+    """The main metric of the task."""
     rows: int
+    """Rows that both ran."""
     points: float
     """100 * (reference - ours); above 0 means that ours is worse."""
     low: float
     """Lower end of the 95 % interval."""
     high: float
+    """Upper end of the 95 % interval."""
     method: str
-    """Of the interval."""
+    """How the interval was found: "score interval (Tango 1998)" or "paired bootstrap"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +139,9 @@ class Invariance:
     """The same rows alone and inside padded batches."""
 
     engine: str
+    """Name of the engine."""
     rows: int
+    """Rows run both ways."""
     max_abs: float
     """Largest difference of a logit."""
     identical: bool
@@ -129,13 +153,19 @@ class Process:
     """A process of its own that only loads and runs one file; medians over `repeats` processes."""
 
     engine: str
+    """Name of the engine."""
     repeats: int
+    """Processes started, one after the other."""
     load_ms: float
+    """Opening the file on ONNX Runtime: parse, optimise, fold."""
     first_run_ms: float
+    """First run after loading, batch 1."""
     peak_bytes: int | None
+    """Peak resident memory of the process."""
     model_bytes: int | None
     """Peak minus what the interpreter, numpy and onnxruntime take before loading."""
     samples: list[Probe]
+    """What each process measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +178,7 @@ class SummaryRow:
     low: float | None
     high: float | None
     drop: Drop | None
-    """Against the teacher, else the FP32 export."""
+    """Against `Report.drop_reference`."""
     cell: LatencyCell | None
     process: Process | None
 
@@ -168,6 +198,7 @@ class Report:
     """Everything that one verification found."""
 
     schema_version: str = SCHEMA_VERSION
+    """Its first number changes when a field is renamed, removed or changes its meaning."""
     created: str
     """UTC, ISO 8601."""
     command: str
@@ -179,18 +210,31 @@ class Report:
     headline: str
     """One sentence for people."""
     model: Model
+    """The file under test."""
     main_engine: str
+    """Name of the engine that runs the file under test and that gates judge."""
     data: list[Rows]
+    """Splits, the first of which the summaries show."""
     engines: list[Engine]
+    """Everything that gave logits or times, the main engine first."""
     accuracy: list[Accuracy]
+    """Metrics of every engine that ran all rows."""
     drops: list[Drop]
+    """Losses of the main metric against references."""
     parity: list[Parity]
+    """Logits of two engines on the same rows, the main engine's comparisons first."""
     invariance: Invariance | None
+    """Whether a row's logits depend on its neighbours and padding."""
     layers: LayerTrace | None
+    """ONNX against PyTorch, LayerNorm by LayerNorm; null unless asked for."""
     latency: list[LatencyCell]
+    """Times by engine, length and thread count; empty when not asked for."""
     processes: list[Process]
+    """Load time and memory; empty when not asked for."""
     gates: list[Gate]
+    """The bounds asked for and what became of each."""
     environment: Environment
+    """The machine and the versions."""
     notes: list[str]
     """What a reader must know: rows left out, baselines that could not be made, a busy machine."""
     seconds: float
@@ -229,9 +273,8 @@ class Report:
             drop = next(
                 (
                     item
-                    for name in ("teacher", "fp32")
                     for item in self.drops
-                    if (item.engine, item.against, item.split) == (engine.name, name, split)
+                    if (item.engine, item.against, item.split) == (engine.name, self.drop_reference, split)
                 ),
                 None,
             )
@@ -250,6 +293,12 @@ class Report:
             percent = [None if number is None else 100 * number for number in (value, low, high)]
             found.append(SummaryRow(engine, percent[0], percent[1], percent[2], drop, cell, process))
         return found
+
+    @property
+    def drop_reference(self) -> str | None:
+        """The engine that losses are counted from: the teacher, else the FP32 export, else None."""
+        measured = {drop.against for drop in self.drops if drop.engine == self.main_engine}
+        return next((name for name in ("teacher", "fp32") if name in measured), None)
 
     def latency_at(self) -> LatencyTitle:
         """The length and thread count that summaries show: the longest length, the first thread count."""

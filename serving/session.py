@@ -175,8 +175,8 @@ class Session:
         foreign = [name for name in self.inputs if name not in KNOWN_INPUTS]
         if foreign or "input_ids" not in self.inputs or OUTPUT not in outputs:
             raise UnsupportedModelError(
-                f"{self.path} is not a text classifier: inputs must be among {', '.join(KNOWN_INPUTS)} and an "
-                f"output must be called {OUTPUT}, got inputs {list(self.inputs)} and outputs {outputs}; "
+                f"{self.path} is not a text classifier: inputs must be among {', '.join(KNOWN_INPUTS)} and "
+                f"an output must be called {OUTPUT}, got inputs {list(self.inputs)} and outputs {outputs}; "
                 "export it with qexport to-onnx"
             )
         for node in self._session.get_inputs():
@@ -211,7 +211,7 @@ class Session:
                 feeds[name] = np.ones_like(ids) if name == "attention_mask" else np.zeros_like(ids)
             if feeds[name].shape != ids.shape:
                 raise ShapeError(
-                    f"{name} must have the shape of input_ids {list(ids.shape)}, got {list(feeds[name].shape)}"
+                    f"{name} must have input_ids' shape {list(ids.shape)}, got {list(feeds[name].shape)}"
                 )
         return feeds
 
@@ -233,8 +233,8 @@ class Session:
             reason = " ".join(str(error).split())
             shape = list(np.shape(batch["input_ids"]))
             raise UnsupportedModelError(
-                f"{self.path} failed on a batch of shape {shape} ({reason[:300]}); check that the token ids and "
-                "the length fit the model"
+                f"{self.path} failed on a batch of shape {shape} ({reason[:300]}); check that the token ids "
+                "and the length fit the model"
             ) from error
         return dict(zip(names, values, strict=True))
 

@@ -23,30 +23,36 @@ def megabytes(n_bytes: int | None) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
+def _plus_minus(value: float | None, low: float | None, high: float | None, sign: str) -> str:
+    """A value and half the width of its interval; both ends are in the JSON and on the page."""
+    if value is None or low is None or high is None:
+        return "-"
+    return f"{value:{sign}.2f} ±{(high - low) / 2:.1f}"
+
+
 def summary_table(report: Report) -> Table:
     """One row per engine: size, main metric, loss, latency, load time and memory."""
-    latency = report.latency_at()
+    latency, reference = report.latency_at(), report.drop_reference
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("engine")
-    table.add_column("file MB", justify="right")
-    table.add_column(f"{report.data[0].main_metric} % (95 % interval)", justify="right")
-    table.add_column("drop, points", justify="right")
-    table.add_column(f"p50 / p90 ms{latency.title}", justify="right")
-    table.add_column("load ms", justify="right")
-    table.add_column("peak MB", justify="right")
+    against = f"drop vs {reference}, points" if reference else "drop"
+    for name in (
+        "file MB",
+        f"{report.data[0].main_metric} %",
+        against,
+        f"ms{latency.title}",
+        "load ms",
+        "peak MB",
+    ):
+        table.add_column(name, justify="right")
     for row in report.summary():
-        metric = "-" if row.value is None else f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
-        drop = (
-            "-" if row.drop is None else f"{row.drop.points:+.2f} [{row.drop.low:+.2f}, {row.drop.high:+.2f}]"
-        )
-        times = "-" if row.cell is None else f"{row.cell.p50_ms:.2f} / {row.cell.p90_ms:.2f}"
         process = row.process
         table.add_row(
             row.engine.label,
             megabytes(row.engine.file_bytes),
-            metric,
-            drop,
-            times,
+            _plus_minus(row.value, row.low, row.high, ""),
+            _plus_minus(row.drop.points, row.drop.low, row.drop.high, "+") if row.drop else "-",
+            "-" if row.cell is None else f"{row.cell.p50_ms:.2f}",
             "-" if process is None else f"{process.load_ms:.0f}",
             "-" if process is None else megabytes(process.peak_bytes),
             style="bold" if row.engine.name == report.main_engine else None,

@@ -61,8 +61,8 @@ def verify(
     Args:
         config: what to measure.
         data: the rows; several splits (MNLI) as a list, each judged by every gate on rows.
-        references: logits of PyTorch models, float32 [n_rows, C] in file order, one mapping per split. The names
-            "student" (the model that was exported) and "teacher" have a meaning for gates; others are reported.
+        references: logits of PyTorch models, float32 [n_rows, C] in file order, one mapping per split. The
+            names "student" (what was exported) and "teacher" have a meaning for gates; others are reported.
         layers: LayerNorm outputs of PyTorch for one batch; None leaves the layer table out.
         report: told one line per step.
     Returns:
@@ -141,8 +141,8 @@ class _Run:
         processes = self._processes()
         if where.load_average is not None and where.load_average > 0.5 * where.cores:
             self.notes.append(
-                f"the machine was busy (load {where.load_average:g} on {where.cores} cores): trust ratios, which are "
-                "formed within each round, more than milliseconds"
+                f"the machine was busy (load {where.load_average:g} on {where.cores} cores): trust ratios, which "
+                "are formed within each round, more than milliseconds"
             )
         gates = self._gates(drops, parity, latency)
         status = _status(gates)
@@ -260,10 +260,8 @@ class _Run:
         """(engine, reference) pairs worth a comparison, the main engine's first."""
         pairs = [(self.main, name) for name in ("student", "teacher", "fp32") if name in results]
         pairs += [(self.main, name) for name in self.references[0] if name not in ("student", "teacher")]
-        if "int8" in results:
-            pairs.append(("int8", "fp32"))
-        if "fp32" in results and "teacher" in results:
-            pairs.append(("fp32", "teacher"))
+        for ours, names in (("int8", ("fp32", "teacher")), ("fp32", ("teacher",))):
+            pairs += [(ours, name) for name in names if ours in results and name in results]
         return pairs
 
     def _parity(self) -> list[Parity]:
@@ -278,7 +276,8 @@ class _Run:
                 if b is None or a.shape != b.shape:
                     if b is not None:
                         raise ShapeError(
-                            f"{against} has {b.shape[1]} labels but {ours} has {a.shape[1]}; compare models of one task"
+                            f"{against} has {b.shape[1]} labels but {ours} has {a.shape[1]}; "
+                            "compare models of one task"
                         )
                     continue
                 found.append(
@@ -356,7 +355,8 @@ class _Run:
                 Process(
                     name, repeats, float(np.median([sample.load_ms for sample in samples])),
                     float(np.median([sample.first_run_ms for sample in samples])),
-                    int(np.median(peaks)) if peaks else None, int(np.median(added)) if added else None, samples,
+                    int(np.median(peaks)) if peaks else None,
+                    int(np.median(added)) if added else None, samples,
                 )
             )  # fmt: skip
             self.say(f"load and memory: {name} loads in {found[-1].load_ms:.0f} ms")

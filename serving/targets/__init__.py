@@ -1,7 +1,7 @@
 """Where a file can be run: one module per target, one protocol, a registry by name.
 
-A package can add targets through the entry point group `qexport.targets`: name = "module:TARGET", where TARGET
-satisfies `Target`.
+A package can add targets through the entry point group `qexport.targets`: name = "module:TARGET", where
+TARGET satisfies `Target`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Target `reference`: ONNX's own evaluator, numpy operators straight from the specification. Slow, no shortcuts."""
+"""Target `reference`: ONNX's own evaluator, numpy operators straight from the specification; slow."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ __all__ = ["TARGET", "StockTarget"]
 class StockTarget:
     """ONNX Runtime's CPU provider: with its graph optimisations, and with none of them.
 
-    The second mode runs function bodies as they are stored, unpacking weights at every call, so it sees few rows.
+    The second mode runs function bodies as stored, unpacking weights at every call, so it sees few rows.
     """
 
     name = "stock"
