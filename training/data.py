@@ -290,7 +290,7 @@ def _cache_folder() -> Path:
 
 def _cache_read(path: Path, labels: npt.NDArray[Any]) -> Encoded | None:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             ends, ids = stored["ends"], stored["input_ids"]
             types = stored.get("token_type_ids")
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Metrics of the tasks, their confidence intervals, and the paired drop between two models.
 
-All values are fractions, never percent. Resampling is vectorised: a bootstrap sample is a multinomial draw
-over the distinct (label, prediction) kinds of rows for counting metrics, a vector of row counts for correlations.
+All values are fractions, never percent. Resampling is vectorised. A bootstrap sample is one multinomial draw
+over the distinct kinds (label, prediction) of rows for counting metrics, and row counts for correlations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["METRICS", "PairedDrop", "compute_metrics", "interval", "paired_drop"
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
-_CHUNK_CELLS = 2_000_000  # numbers of one resampling matrix: 16 MB
+_CHUNK_CELLS = 200_000  # numbers of one resampling matrix: 1.6 MB, to stay near the core
 
 
 def _ratio(numerator: Float64, denominator: Float64) -> Float64:
@@ -70,13 +70,15 @@ def _matthews(confusion: Float64) -> Float64:
 def _weighted_pearson(counts: Float64, x: Float64, y: Float64) -> Float64:
     """Pearson correlation with row weights; x and y are [n] or [r, n]."""
     total = counts.sum(axis=-1, keepdims=True)
-    dx = x - (counts * x).sum(axis=-1, keepdims=True) / total
-    dy = y - (counts * y).sum(axis=-1, keepdims=True) / total
-    cross = (counts * dx * dy).sum(axis=-1)
-    xx, yy = (counts * dx * dx).sum(axis=-1), (counts * dy * dy).sum(axis=-1)
+    x, y = np.broadcast_to(x, counts.shape), np.broadcast_to(y, counts.shape)
+    dx = x - np.einsum("rn,rn->r", counts, x)[:, None] / total
+    dy = y - np.einsum("rn,rn->r", counts, y)[:, None] / total
+    weighted = counts * dx
+    cross, xx = np.einsum("rn,rn->r", weighted, dy), np.einsum("rn,rn->r", weighted, dx)
+    yy = np.einsum("rn,rn,rn->r", counts, dy, dy)
     # Below this a constant column differs from its own mean by rounding alone.
     tiny = (16 * np.finfo(np.float64).eps) ** 2 * total[..., 0]
-    flat = (xx <= tiny * np.max(x * x, axis=-1)) | (yy <= tiny * np.max(y * y, axis=-1))
+    flat = (xx <= tiny * np.abs(x).max(axis=-1) ** 2) | (yy <= tiny * np.abs(y).max(axis=-1) ** 2)
     return np.where(flat, 0.0, np.clip(_ratio(cross, np.sqrt(xx) * np.sqrt(yy)), -1.0, 1.0))
 
 
@@ -87,9 +89,9 @@ def _mid_ranks(counts: Float64, values: Float64) -> Float64:
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
     group = np.empty(len(values), dtype=np.int64)
     group[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(values))))
-    per_group = np.add.reduceat(counts[:, order], starts, axis=-1)
+    per_group = np.add.reduceat(np.take(counts, order, axis=1), starts, axis=1)
     before = np.cumsum(per_group, axis=-1) - per_group
-    return (before + (per_group + 1) / 2)[:, group]
+    return np.take(before + (per_group + 1) / 2, group, axis=1)
 
 
 def _pearson(counts: Float64, x: Float64, y: Float64) -> Float64:

@@ -276,7 +276,7 @@ def _number(task: Task, where: str, value: Any) -> float:
         number = float(value) if not isinstance(value, bool) else float("nan")
     except (TypeError, ValueError):
         number = float("nan")
-    if not np.isfinite(np.float32(number)):
+    if not abs(number) <= float(np.finfo(np.float32).max):  # false for NaN too
         raise DataError(
             f"{where}: the label of task {task.name} must be a finite number, got {value!r}; "
             "correct the row or leave it out"

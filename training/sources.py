@@ -160,8 +160,7 @@ def hold_out(texts: Sequence[str], labels: Sequence[int], per_class: int) -> npt
     for key, label in zip(keys, labels, strict=True):
         rows.setdefault(key, []).append(label)
     for key in sorted(rows):
-        first = rows[key][0]
-        if taken[first] < per_class:
+        if taken[min(rows[key])] < per_class:
             chosen.add(key)
             for label in rows[key]:
                 taken[label] += 1
