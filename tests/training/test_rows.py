@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qexport.errors import DataError
-from qexport.training.rows import FileColumns, Split, make_split, read_rows
+from qexport.training.rows import FileColumns, Row, Split, make_split, read_rows
 from qexport.training.tasks import TASKS, custom_task
 
 TEXT = FileColumns(("text",), "label")
@@ -101,7 +101,7 @@ def test_make_split_refuses_a_row_with_its_line(row: dict[str, object], message:
 
 
 def test_make_split_reads_names_or_ids_as_asked() -> None:
-    rows = [(1, {"text": "a", "label": "yes"}), (2, {"text": "b", "label": 1})]
+    rows: list[Row] = [(1, {"text": "a", "label": "yes"}), (2, {"text": "b", "label": 1})]
     assert make_split("train", YES_NO, Path("d"), rows, TEXT).labels.tolist() == [1, 1]
     with pytest.raises(DataError, match="one of 'no', 'yes', got 1"):
         make_split("train", YES_NO, Path("d"), rows, TEXT, accept="names")
@@ -111,7 +111,7 @@ def test_make_split_reads_names_or_ids_as_asked() -> None:
 
 def test_number_labels_are_names_not_positions() -> None:
     stars = custom_task(labels=("1", "2", "3"))
-    rows = [(1, {"text": "a", "label": "1"}), (2, {"text": "b", "label": 3})]
+    rows: list[Row] = [(1, {"text": "a", "label": "1"}), (2, {"text": "b", "label": 3})]
     assert make_split("train", stars, Path("d"), rows, TEXT).labels.tolist() == [0, 2]
     with pytest.raises(DataError, match="got '0'"):
         make_split("train", stars, Path("d"), [(1, {"text": "a", "label": "0"})], TEXT)
@@ -132,7 +132,7 @@ def test_digest_depends_on_every_text_pair_and_label_and_on_nothing_else() -> No
 
 def test_regression_split_takes_numbers_as_text_or_json() -> None:
     columns = FileColumns(("sentence1", "sentence2"), "score")
-    rows = [
+    rows: list[Row] = [
         (1, {"sentence1": "a", "sentence2": "b", "score": "3.800"}),
         (2, {"sentence1": "c", "sentence2": "d", "score": 5}),
     ]

