@@ -9,10 +9,10 @@ A matrix of codes [N, K] is packed row by row, so that a row can be gathered wit
 | 3..7 | -(2**(bits-1) - 1) .. 2**(bits-1) - 1 | planes of 4, 2 and 1 bits, see below | sum over the planes |
 | 8 | -127 .. 127 | one, byte = code + 128 | K |
 
-For 3 to 7 bits the offset code u = code + 2**(bits-1) is cut into planes: its low 4 bits (4 bits and more), then
-the next 2, then the next 1, as the binary digits of `bits` say (3 = 2+1, 5 = 4+1, 6 = 4+2, 7 = 4+2+1). A row is
-the bytes of its first plane, then of its second, and so on; digit j of a byte of a b-bit plane sits at bit b*j.
-A last byte that is not full is filled with the digit 0.
+For 3 to 7 bits the offset code u = code + 2**(bits-1) is cut into planes: its low 4 bits (4 bits and more),
+then the next 2, then the next 1, as the binary digits of `bits` say (3 = 2+1, 5 = 4+1, 6 = 4+2, 7 = 4+2+1).
+A row is the bytes of its first plane, then of its second, and so on; digit j of a byte of a b-bit plane
+sits at bit b*j. A last byte that is not full is filled with the digit 0.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _pack_plane(values: npt.NDArray[np.int16], base: int, digits: int) -> npt.ND
     padded = np.zeros((n, width * digits), np.int16)
     padded[:, :k] = values % base
     weights = (base ** np.arange(digits)).astype(np.int16)
-    return (padded.reshape(n, width, digits) * weights).sum(axis=2).astype(np.uint8)
+    return np.asarray((padded.reshape(n, width, digits) * weights).sum(axis=2), np.uint8)
 
 
 def digit_table(base: int, digits: int) -> npt.NDArray[np.int32]:
@@ -153,7 +153,8 @@ def unpack(packed: npt.NDArray[np.uint8], k: int, bits: int) -> npt.NDArray[np.i
         part = packed[:, start : start + run]
         if part.size and int(part.max()) >= base**digits:
             raise ValueRangeError(
-                f"a packed {bits}-bit byte must be below {base**digits}, got {int(part.max())}; the file is corrupt"
+                f"a packed {bits}-bit byte must be below {base**digits}, got {int(part.max())}; "
+                "the file is corrupt"
             )
         total += place * digit_table(base, digits)[part].reshape(len(packed), run * digits)[:, :k]
         start += run

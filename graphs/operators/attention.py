@@ -4,8 +4,9 @@
     p = softmax(scores);  q_p = round_half_even(p / s_p) in 0..127
     Y = float(sum q_p * v_q) * (s_p * s_v)
 
-q, k, v are float32 [B, H, S, D], mask is bool [B, 1, 1, S], true for a token that is kept. A function body cannot
-look at whether an input or an attribute is there, so each way of finding the scales has its own name:
+q, k, v are float32 [B, H, S, D], mask is bool [B, 1, 1, S], true for a token that is kept. A function body
+cannot look at whether an input or an attribute is there, so each way of finding the scales has its own
+name:
 
 | operator | scales |
 | --- | --- |
@@ -94,7 +95,7 @@ def _probabilities(body: Body, p: str, activation: str) -> tuple[str, str]:
         scale = scale_of(body, body.reduce("ReduceMax", p, None, keepdims=False), clip=False)
         return body.node("QuantizeLinear", p, scale, body.constant(0, np.uint8)), scale
     codes = body.node("QuantizeLinear", p, "p_scale", body.constant(0, np.uint8))
-    return body.node("Min", codes, body.constant(127, np.uint8)), "p_scale"
+    return body.node("Clip", codes, body.constant(0, np.uint8), body.constant(127, np.uint8)), "p_scale"
 
 
 def _build(body: Body, activation: str, quantize_pv: bool) -> None:

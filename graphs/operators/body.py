@@ -59,7 +59,8 @@ class Operator:
 
         if not MIN_OPSET <= opset <= MAX_OPSET:
             raise UsageError(
-                f"function bodies are written for opset {MIN_OPSET} to {MAX_OPSET}, got {opset}; pass --opset 18"
+                f"function bodies are written for opset {MIN_OPSET} to {MAX_OPSET}, got {opset}; "
+                "pass --opset 18"
             )
         body = Body(opset)
         self.build(body)

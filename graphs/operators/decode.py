@@ -1,8 +1,8 @@
 """Packed bytes to codes inside a graph, by table look-up.
 
-Cast to int32, Gather in a table of digits, Reshape, Slice: every runtime has these, and a runtime that folds
-constants does the work once, at load. The sum of several planes is taken in int32: older runtimes have no int8 or
-uint8 addition.
+Cast to int32, Gather in a table of digits, Reshape, Slice: every runtime has these, and a runtime that
+folds constants does the work once, at load. The sum of several planes is taken in int32: older runtimes
+have no int8 or uint8 addition.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     Y[..., k] = float(code[indices[...], k]) * scale[indices[...]]              float32
 
-Packed rows are gathered first and only they are decoded, so a runtime that folds constants cannot unpack the table.
+Packed rows are gathered first and only they are decoded, so a runtime that folds constants cannot unpack
+the table.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def _reference(
 def _operator(bits: int) -> Operator:
     name = gather_name(bits)
     doc = (
-        f"Y[..., :] = table[indices] * scale[indices] with indices int64 [...], table the {bits}-bit codes [V, K] "
-        "packed to uint8 rows, scale float32 [V] or [1]; Y float32 [..., K]."
+        f"Y[..., :] = table[indices] * scale[indices] with indices int64 [...], table the {bits}-bit codes "
+        "[V, K] packed to uint8 rows, scale float32 [V] or [1]; Y float32 [..., K]."
     )
     return Operator(
         name,

@@ -7,8 +7,8 @@ On x86 without VNNI a product of uint8 by int8 adds two products in 16 bits and 
 weights of 8 bits go in as uint8 with zero point 128, and all narrower ones as int8.
 
 The bias is added as the subtraction of -bias, which is the same number. ONNX Runtime fuses a product that is
-followed by an addition to one MatMulIntegerToFloat node, and that node multiplies the bias by a_scale too when
-there is a scale for each token: wrong results, seen in version 1.32. It leaves a subtraction alone.
+followed by an addition to one MatMulIntegerToFloat node, and that node multiplies the bias by a_scale too
+when there is a scale for each token: wrong results, seen in version 1.32. It leaves a subtraction alone.
 """
 
 from __future__ import annotations
@@ -64,15 +64,16 @@ def _reference(
 
 def integer_product(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     """Exact int32 product of whole numbers [..., M, K] x [..., K, N]; float64 holds every sum below 2**53."""
-    return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int32)
+    exact = np.matmul(a.astype(np.float64), b.astype(np.float64))
+    return np.asarray(exact, np.int32)
 
 
 def _operator(bits: int) -> Operator:
     name = matmul_name(bits)
     doc = (
-        f"Y = (A - a_zero_point) W^T * (a_scale * b_scale) + bias with A uint8 [..., K], a_scale float32 scalar or "
-        f"[..., 1], a_zero_point uint8 scalar, B the {bits}-bit weight W [N, K] packed to uint8 rows, b_scale float32 "
-        "[N] or [1], bias float32 [N]; the product is accumulated in int32."
+        "Y = (A - a_zero_point) W^T * (a_scale * b_scale) + bias with A uint8 [..., K], a_scale float32 "
+        f"scalar or [..., 1], a_zero_point uint8 scalar, B the {bits}-bit weight W [N, K] packed to uint8 "
+        "rows, b_scale float32 [N] or [1], bias float32 [N]; the product is accumulated in int32."
     )
     return Operator(
         name, INPUTS, ("Y",), ("K",), partial(_build, bits=bits), partial(_reference, bits=bits), doc

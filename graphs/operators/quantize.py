@@ -42,7 +42,7 @@ def scale_of(body: Body, largest: str, *, clip: bool) -> str:
 
 
 def codes_by_row(body: Body, x: str, scale: str, zero_point: int, dtype: npt.DTypeLike) -> str:
-    """Codes of a matrix [T, C] with one scale a row, of any shape with T elements, by QuantizeLinear along axis 0."""
+    """Codes of a matrix [T, C] with one scale a row (any shape of T elements), by QuantizeLinear."""
     scales = body.node("Reshape", scale, body.constant([-1], np.int64))
     zeros = body.node("ConstantOfShape", body.node("Shape", scales), value=one_value(zero_point, dtype))
     return body.node("QuantizeLinear", x, scales, zeros, axis=0)
@@ -51,8 +51,8 @@ def codes_by_row(body: Body, x: str, scale: str, zero_point: int, dtype: npt.DTy
 def codes_per_token(body: Body, x: str) -> tuple[str, str]:
     """Codes uint8 of x [..., K] and their scale [...].
 
-    The scale is kept without a last axis of length 1 for as long as it can be: ONNX Runtime takes such a tensor
-    element by element when the other operand is a scalar, some thirty times slower.
+    The scale is kept without a last axis of length 1 for as long as it can be: ONNX Runtime takes such a
+    tensor element by element when the other operand is a scalar, some thirty times slower.
     """
     scale = scale_of(body, body.largest_magnitude(x, [-1], keepdims=False), clip=True)
     codes = codes_by_row(body, body.node("Flatten", x, axis=-1), scale, ZERO_POINT, np.uint8)
@@ -97,7 +97,7 @@ def dynamic_scale(largest: npt.NDArray[np.float32], clip: float) -> npt.NDArray[
 
 def symmetric_codes(x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
     """round_half_even(x / scale) bounded to -127..127."""
-    return np.clip(np.rint(x / scale), -127, 127).astype(np.int32)
+    return np.asarray(np.clip(np.rint(x / scale), -127, 127), np.int32)
 
 
 def _reference_per_token(x: npt.NDArray[np.float32], *, clip: float) -> tuple[npt.NDArray[Any], ...]:
@@ -118,8 +118,8 @@ QUANTIZERS = {
         ("clip",),
         _build_per_token,
         _reference_per_token,
-        "Symmetric 8-bit codes of x float32 [..., K] with one scale a token: q uint8 [..., K] with zero point 128, "
-        "scale float32 [..., 1] = max(min(max |x|, clip) / 127, 1.2e-32); clip 0 means none.",
+        "Symmetric 8-bit codes of x float32 [..., K] with one scale a token: q uint8 [..., K] with zero "
+        "point 128, scale float32 [..., 1] = max(min(max |x|, clip) / 127, 1.2e-32); clip 0 means none.",
     ),
     "QuantizePerTensor": Operator(
         "QuantizePerTensor",
@@ -128,8 +128,8 @@ QUANTIZERS = {
         ("clip",),
         _build_per_tensor,
         _reference_per_tensor,
-        "Symmetric 8-bit codes of x float32 with one scale: q uint8, shape of x, with zero point 128, scale float32 "
-        "scalar = max(min(max |x|, clip) / 127, 1.2e-32); clip 0 means none.",
+        "Symmetric 8-bit codes of x float32 with one scale: q uint8, shape of x, with zero point 128, scale "
+        "float32 scalar = max(min(max |x|, clip) / 127, 1.2e-32); clip 0 means none.",
     ),
 }
 """QuantizePerToken and QuantizePerTensor."""
