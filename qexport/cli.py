@@ -14,6 +14,7 @@ from qexport.commands.export import to_onnx
 from qexport.commands.inspect import inspect
 from qexport.commands.listing import methods, tasks
 from qexport.commands.predict import predict
+from qexport.commands.quickstart import quickstart
 from qexport.commands.train import train
 from qexport.commands.verify import verify
 from qexport.errors import Interrupted, QexportError
@@ -26,6 +27,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "predict": predict,
     "inspect": inspect,
+    "quickstart": quickstart,
     "tasks": tasks,
     "methods": methods,
 }

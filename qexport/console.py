@@ -117,7 +117,7 @@ def show(*renderables: RenderableType) -> None:
     if is_main_process():
         console = results()
         for renderable in renderables:
-            console.print(renderable, highlight=False, markup=False)
+            console.print(renderable, highlight=False, markup=False, soft_wrap=isinstance(renderable, str))
 
 
 def print_json(value: Any) -> None:

@@ -40,4 +40,4 @@ def to_onnx(
     if json:
         console.print_json(result.to_json())
     else:
-        console.show(*result.inventory.tables(), result.summary())
+        console.show(result.inventory.table(), result.summary())

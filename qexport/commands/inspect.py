@@ -31,5 +31,7 @@ def inspect(
     inventory = inspect_file(file / "model.onnx" if file.is_dir() else file)
     if json:
         console.print_json(inventory.to_json(tensors=tensors))
-    else:
-        console.show(*inventory.tables(tensors=tensors))
+        return
+    console.show(inventory.table())
+    if tensors:
+        console.show(inventory.tensor_table())
