@@ -43,7 +43,7 @@ class ExportConfig:
     min_ort: str = "1.20"
     """Oldest ONNX Runtime that must run the file well; below 1.20 function bodies are written in place."""
     inline: bool = False
-    """Write function bodies in place of `ai.qexport` nodes, for engines without model-local functions (OpenVINO)."""
+    """Write function bodies in place of `ai.qexport` nodes, for engines without functions (OpenVINO)."""
     force: bool = False
     """Replace an existing output folder."""
     check: bool = True

@@ -1,4 +1,4 @@
-"""`qexport to-onnx`: a student folder, or an FP32 one, becomes a folder with one ONNX file, checked against PyTorch."""
+"""`qexport to-onnx`: a model folder becomes a folder with one ONNX file, checked against PyTorch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = ["PARITY_LIMIT", "PARITY_TEXTS", "ExportResult", "Parity", "export_gra
 Feeds = dict[str, npt.NDArray[np.int64]]
 
 PARITY_LIMIT = 0.1
-"""Largest logit difference to PyTorch that rounding and its flipped codes can explain; more is a wrong graph."""
+"""Largest logit difference to PyTorch that rounding explains; more is a wrong graph."""
 
 PARITY_TEXTS = (
     "A film of rare warmth, funny and sad at once.",
@@ -48,8 +48,8 @@ PARITY_TEXTS = (
     "Was it worth the ticket? For the night scenes alone, yes.",
     "It is neither good nor bad, it simply ends.",
     "Éric's café, 3 km away, charges €4.50 for tea!",
-    "I had read the novel before I saw this, and I kept waiting for the moment at which the people on the screen "
-    "would start to sound like the people on the page; it never came, though the costumes are beautiful.",
+    "I had read the novel before I saw this, and I kept waiting for the moment at which the people on the "
+    "screen would start to sound like the people on the page; it never came, though the costumes are lovely.",
 )
 """What the exported file is run on once, as one padded batch."""
 
@@ -115,8 +115,8 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
         config: what, where to, and for which runtime.
         report: called with one line per stage.
     Raises:
-        UnsupportedModelError: not a model folder, no weights, not a supported encoder or task, a module that no rule
-            lowers, or a file that does not compute what PyTorch does.
+        UnsupportedModelError: not a model folder, no weights, not a supported encoder or task, a module that
+            no rule lowers, or a file that does not compute what PyTorch does.
         OutputExistsError: the output exists and `force` is not set.
         DiskFullError: no space for the output.
     """
@@ -125,7 +125,8 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
     source = Path(resolve_model(str(config.model)))
     _check_task(source)
     load_tokenizer(source)
-    model = load_encoder(str(source)).eval()
+    model = load_encoder(str(source))
+    model.train(False)
     report(f"loaded {config.model}: {model.config.model_type}, {_describe(model)}")
     feeds = _parity_feeds(source, model)
     expected = _torch_logits(model, feeds) if config.check else None
@@ -167,7 +168,7 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
 def export_graph(
     model: PreTrainedModel, config: ExportConfig, metadata: dict[str, str]
 ) -> tuple[onnx.ModelProto, list[dict[str, str]]]:
-    """The ONNX model of a PyTorch one, and its LayerNorm outputs. `model` is taken apart and cannot be used after.
+    """The ONNX model of a PyTorch one, and its LayerNorm outputs; `model` is taken apart.
 
     Args:
         model: in evaluation mode; quantised modules or not.
@@ -183,7 +184,8 @@ def export_graph(
     for value in list(graph.graph.initializers.values()):
         value.name = str(value.name).removeprefix("model.")
     lower(graph, {name: type(twin).__name__ for name, twin in twins.items()})
-    return finish(graph, target, metadata, qexport.__version__), layer_norm_outputs(graph)
+    proto = finish(graph, target, metadata, qexport.__version__)
+    return proto, layer_norm_outputs(proto)
 
 
 def _trace(wrapper: ExportWrapper, opset: int) -> ir.Model:
@@ -266,14 +268,14 @@ def _description(source: Path, model: PreTrainedModel) -> dict[str, Any]:
         quantization = quantization.to_dict()
     file = source / "qexport_train.json"
     trained: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+    labels = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
     return {
         "method": quantization["method"] if quantization else trained.get("method", "fp32"),
         "bits": quantization["bits"] if quantization else "32-32-32",
         "quantization": quantization,
         "model_type": model.config.model_type,
         "task": trained.get("task"),
-        "kind": trained.get("kind", "regression" if model.config.num_labels == 1 else "classification"),
+        "kind": trained.get("kind", "regression" if len(labels) == 1 else "classification"),
         "labels": trained.get("labels") or labels,
         "max_length": trained.get("max_length"),
         "metrics": trained.get("metrics"),

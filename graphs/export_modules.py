@@ -1,7 +1,7 @@
-"""Twins of the student's modules that put export IR nodes in the graph, and the wrapper that torch.onnx exports.
+"""Twins of the student's modules that put export IR nodes in the graph, and the wrapper that is traced.
 
-A twin holds integer codes and scales instead of a latent weight, so no float copy of a quantised weight can reach
-the file. In the graph it is one opaque node of domain `qexport`, which qexport.graphs.rewrites lowers.
+A twin holds integer codes and scales instead of a latent weight, so no float copy of a quantised weight can
+reach the file. In the graph it is one opaque node of domain `qexport`, which qexport.graphs.rewrites lowers.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ EXPORT_ATTENTION = "qexport-export"
 
 
 def _emit(kind: str, inputs: tuple[Tensor, ...], attributes: dict[str, Any], shape: Any) -> Tensor:
-    return torch.onnx.ops.symbolic(f"{EXPORT_DOMAIN}::{kind}", inputs, attributes, dtype=torch.float32, shape=shape,
-                                   version=1)  # fmt: skip
+    kind = f"{EXPORT_DOMAIN}::{kind}"
+    return torch.onnx.ops.symbolic(kind, inputs, attributes, dtype=torch.float32, shape=shape, version=1)
 
 
 def _static_scale(quantizer: ActivationQuantizer, name: str) -> Tensor:
@@ -70,7 +70,7 @@ class TwinLinear(nn.Module):
         """
         super().__init__()
         codes, scale = linear.weight_codes()
-        self.name, self.ran = name, False
+        self.name = name
         self.n_rows = codes.shape[0]
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale.detach().clone())
@@ -91,7 +91,6 @@ class TwinLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Emit `qexport::QuantLinear`."""
-        self.ran = True
         inputs: tuple[Any, ...] = (input, self.codes, self.scale, self.bias)
         if self.static:
             inputs += (self.a_scale,)
@@ -105,7 +104,7 @@ class TwinEmbedding(nn.Module):
         """Take codes and scales over."""
         super().__init__()
         codes, scale = embedding.weight_codes()
-        self.name, self.ran = name, False
+        self.name = name
         self.width = codes.shape[1]
         self.attributes: dict[str, Any] = {"name": name, "w_bits": embedding.bits}
         self.register_buffer("codes", codes)
@@ -113,7 +112,6 @@ class TwinEmbedding(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Emit `qexport::QuantEmbedding`."""
-        self.ran = True
         inputs: tuple[Any, ...] = (input, self.codes, self.scale)
         return _emit("QuantEmbedding", inputs, self.attributes, [*input.shape, self.width])
 
@@ -128,7 +126,7 @@ class TwinAttention(nn.Module):
             UnsupportedModelError: see `_static_scale`.
         """
         super().__init__()
-        self.name, self.ran = name, False
+        self.name = name
         query = sites.query
         self.attributes: dict[str, Any] = {
             "name": name,
@@ -149,15 +147,22 @@ class TwinAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
         """Emit `qexport::QuantAttention`; query, key, value float32 [B, H, S, D], mask bool [B, 1, 1, S]."""
-        self.ran = True
         scales = tuple(getattr(self, name) for name in self.scale_names)
         attributes = {**self.attributes, "scaling": float(scaling)}
         return _emit("QuantAttention", (query, key, value, mask, *scales), attributes, query.shape)
 
 
-def export_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor,
-                     scaling: float | None = None, dropout: float = 0.0, **_: Any) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention for the export: one opaque node where the module is quantised, float matmul and softmax elsewhere.
+def export_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention for the export: one opaque node where the module is quantised, float operators elsewhere.
 
     Args:
         query, key, value: float32 [B, H, S, D].
@@ -232,7 +237,7 @@ class ExportWrapper(nn.Module):
         missing = [name for name in ("input_ids", "attention_mask") if name not in parameters]
         if missing:
             raise UnsupportedModelError(
-                f"{type(model).__name__}: the model must take input_ids and attention_mask, it has no {missing[0]}"
+                f"{type(model).__name__}: the model must take input_ids and attention_mask, lacks {missing[0]}"
             )
         self.input_names = ["input_ids", "attention_mask"]
         types = getattr(model.config, "type_vocab_size", 0) or 0

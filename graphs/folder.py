@@ -86,8 +86,8 @@ def copy_tokenizer(source: Path, target: Path) -> list[str]:
     """
     if not (source / "tokenizer.json").is_file():
         raise UnsupportedModelError(
-            f"{source}: no tokenizer.json in this folder; load its tokenizer with transformers.AutoTokenizer and "
-            "call save_pretrained on the folder"
+            f"{source}: no tokenizer.json in this folder; load its tokenizer with transformers.AutoTokenizer "
+            "and call save_pretrained on the folder"
         )
     found = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
     for name in found:

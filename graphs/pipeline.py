@@ -1,7 +1,7 @@
 """The exporter's graph passes in their order, and the final ONNX model with its operator definitions.
 
-`lower` turns the graph that torch.onnx made into one of `ai.onnx` and `ai.qexport` operators and proves that every
-quantised module got its operator; `finish` writes it as a ModelProto for a runtime. No torch in here.
+`lower` turns the graph that torch.onnx made into one of `ai.onnx` and `ai.qexport` operators and proves that
+every quantised module got its operator; `finish` writes it as a ModelProto for a runtime. No torch in here.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ __all__ = ["LOWERINGS", "PASSES", "Pass", "PassReport", "finish", "layer_norm_ou
 
 logger = logging.getLogger(__name__)
 
-_MODULE = "qexport.module"  # key of ir.Node.meta: path of the torch module behind a node
-_SMALL = 16  # elements; constants up to here may share one initializer
+_SMALL = 4096  # elements; constants up to here may share one initializer, the decoding tables among them
+_PARAMETERS = (".weight", ".bias", ".scale")  # endings of the names of parameters of modules
 _FOLD_LIMIT = 1024  # elements; larger constants are never computed in advance, so packed weights stay packed
 _UNNAMED = ("QuantizePerToken", "QuantizePerTensor")  # operators that stand for no module
 _ROUNDS = 4  # a pass that still changes something after so many rounds is broken
@@ -82,7 +82,7 @@ def run_passes(model: ir.Model, passes: Iterable[Pass]) -> list[PassReport]:
                 break
         else:
             raise UnsupportedModelError(
-                f"graph pass {step.name} still changes the graph after {_ROUNDS} rounds; please report this model"
+                f"graph pass {step.name} did not come to rest in {_ROUNDS} rounds; please report this model"
             )
         reports.append(PassReport(step.name, total, (time.perf_counter() - start) * 1000))
         logger.info("%s: %d matches, %.0f ms", step.name, total, reports[-1].milliseconds)
@@ -104,17 +104,6 @@ def _ir_pass(*passes: ir.passes.PassBase) -> Callable[[ir.Model], int]:
     return apply
 
 
-def _mark_layer_norms(model: ir.Model) -> int:
-    """Note on each LayerNormalization node which module it is, while weights still have their torch names."""
-    count = 0
-    for node in model.graph:
-        weight = node.inputs[1] if node.op_type == "LayerNormalization" else None
-        if weight is not None and weight.name and _MODULE not in node.meta:
-            node.meta[_MODULE] = weight.name.removesuffix(".weight")
-            count += 1
-    return count
-
-
 def _fold_constants(model: ir.Model) -> int:
     """Compute small constants in advance, then drop what they replaced."""
     before = len(model.graph)
@@ -126,15 +115,11 @@ def _fold_constants(model: ir.Model) -> int:
 
 
 def _merge_constants(model: ir.Model) -> int:
-    """One initializer for equal constants of a few elements; never two parameters of modules, whose names say what they are."""
+    """One initializer for equal small constants; parameters of modules stay apart, their names are read."""
     graph, seen, count = model.graph, dict[tuple[str, tuple[int, ...], bytes], ir.Value](), 0
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if (
-            tensor is None
-            or tensor.size > _SMALL
-            or (value.name or "").endswith((".weight", ".bias", ".scale"))
-        ):
+        if tensor is None or tensor.size > _SMALL or (value.name or "").endswith(_PARAMETERS):
             continue
         array = np.asarray(tensor.numpy())
         first = seen.setdefault((array.dtype.str, array.shape, array.tobytes()), value)
@@ -150,14 +135,14 @@ def _shorten_names(model: ir.Model) -> int:
     graph = model.graph
     kept = {str(value.name) for value in (*graph.inputs, *graph.outputs)}
     for number, value in enumerate(list(graph.initializers.values())):
-        if not str(value.name).endswith((".weight", ".bias", ".scale")):
+        if not str(value.name).endswith(_PARAMETERS):
             value.name = f"c{number}"
         kept.add(str(value.name))
     count = 0
     for node in graph:
         for value in node.outputs:
             if str(value.name) not in kept and value.name:
-                letter = "ln" if _MODULE in node.meta else "v"
+                letter = "ln" if node.op_type == "LayerNormalization" else "v"
                 value.name = f"{letter}{count}"
                 count += 1
         if node.domain != DOMAIN or node.op_type in _UNNAMED:
@@ -174,7 +159,6 @@ LOWERINGS = (
 """The passes that turn the export IR into operators."""
 
 PASSES = (
-    Pass("mark-layer-norms", _mark_layer_norms),
     Pass("fold-transpose", _rules(fold_transpose.rules)),
     Pass("fold-constants", _fold_constants),
     *LOWERINGS,
@@ -235,12 +219,12 @@ def _reason(model: ir.Model, node: ir.Node) -> str:
     return reasons[-1] if reasons else "the node has the wrong inputs"
 
 
-def layer_norm_outputs(model: ir.Model) -> list[dict[str, str]]:
+def layer_norm_outputs(proto: onnx.ModelProto) -> list[dict[str, str]]:
     """For `verify --layers`: torch module path and ONNX value name of every LayerNorm, in graph order."""
     return [
-        {"module": node.meta[_MODULE], "value": str(node.outputs[0].name)}
-        for node in model.graph
-        if _MODULE in node.meta
+        {"module": node.input[1].removesuffix(".weight"), "value": node.output[0]}
+        for node in proto.graph.node
+        if node.op_type == "LayerNormalization" and node.input[1].endswith(".weight")
     ]
 
 
@@ -271,8 +255,9 @@ def finish(model: ir.Model, target: Target, metadata: Mapping[str, str], version
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        words = " ".join(str(error).split())[:300]
         raise UnsupportedModelError(
-            f"the exported graph is not valid ONNX: {' '.join(str(error).split())[:300]}; please report this model"
+            f"the exported graph is not valid ONNX, please report this model: {words}"
         ) from error
     return proto
 
@@ -292,7 +277,7 @@ def _inline(proto: onnx.ModelProto) -> onnx.ModelProto:
         (
             Pass("drop-identities", _ir_pass(common.IdentityEliminationPass())),
             Pass("lift-constants", _ir_pass(common.LiftConstantsToInitializersPass(True, 0))),
-            Pass("merge-inlined-constants", _ir_pass(common.DeduplicateInitializersPass(size_limit=2**16))),
+            Pass("merge-constants", _merge_constants),
             Pass("merge-nodes", _ir_pass(common.CommonSubexpressionEliminationPass())),
             Pass("drop-unused", _ir_pass(common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass())),
             Pass("shorten-names", _shorten_names),

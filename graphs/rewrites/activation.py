@@ -1,12 +1,12 @@
 """What stands before an integer product: the nodes that turn a float activation into codes and a scale.
 
-| act            | nodes                                                   | scale                     |
-| dynamic-token  | ai.qexport QuantizePerToken                             | float32 [..., 1], computed |
-| dynamic-tensor | ai.qexport QuantizePerTensor                            | float32 scalar, computed  |
-| static         | Clip to [-127 s, 127 s], QuantizeLinear with zero point 128 | float32 scalar, stored    |
+| act            | nodes                                                       | scale             |
+| dynamic-token  | ai.qexport QuantizePerToken                                 | float32, computed |
+| dynamic-tensor | ai.qexport QuantizePerTensor                                | float32, computed |
+| static         | Clip to [-127 s, 127 s], QuantizeLinear with zero point 128 | float32, stored   |
 
-Codes are uint8, 1..255, zero point 128. Two products that read the same value make the same nodes; the pipeline's
-common-subexpression pass leaves one.
+Codes are uint8, 1..255, zero point 128. Two products that read the same value make the same nodes; the
+pipeline's common-subexpression pass leaves one.
 """
 
 from __future__ import annotations

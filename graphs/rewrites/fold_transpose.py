@@ -4,8 +4,8 @@
     after    w', stored transposed; named as w when nothing else reads w
 
 Parity   equal bits.
-Why      torch stores a linear layer's weight [N, K], MatMul reads [K, N]; generic constant folding would lose the
-         name, which tools show and the inventory classifies by.
+Why      torch stores a linear layer's weight [N, K], MatMul reads [K, N]; generic constant folding would lose
+         the name, which tools show and the inventory classifies by.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ def initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = ir.tensor(np.array(array, order="C"), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
     graph.register_initializer(value)
     return value

@@ -5,7 +5,8 @@
 
 Shapes   q, k, v float32 [B, H, S, D], mask bool [B, 1, 1, S], scales float32 scalars (static only).
 Parity   equal integers given equal probabilities; softmax differs between runtimes by float32 rounding.
-Names    the operator PerTensor, Static or neither for dynamic-tensor, static, dynamic-token; QK when p and v are float.
+Names    operator ...PerTensor, ...Static or neither for dynamic-tensor, static, dynamic-token; ...QK when p
+         and v are float.
 """
 
 from __future__ import annotations
@@ -32,15 +33,27 @@ def _dynamic(op: Any, q: Any, k: Any, v: Any, mask: Any) -> Any:
 
 
 def _static_qk(op: Any, q: Any, k: Any, v: Any, mask: Any, q_scale: Any, k_scale: Any) -> Any:
-    return op.QuantAttention(q, k, v, mask, q_scale, k_scale, _domain=EXPORT_DOMAIN, _allow_other_attributes=True,
-                             _outputs=["y"])  # fmt: skip
+    return op.QuantAttention(
+        q, k, v, mask, q_scale, k_scale, _domain=EXPORT_DOMAIN, _allow_other_attributes=True, _outputs=["y"]
+    )
 
 
 def _static(
     op: Any, q: Any, k: Any, v: Any, mask: Any, q_scale: Any, k_scale: Any, p_scale: Any, v_scale: Any
 ) -> Any:
-    return op.QuantAttention(q, k, v, mask, q_scale, k_scale, p_scale, v_scale, _domain=EXPORT_DOMAIN,
-                             _allow_other_attributes=True, _outputs=["y"])  # fmt: skip
+    return op.QuantAttention(
+        q,
+        k,
+        v,
+        mask,
+        q_scale,
+        k_scale,
+        p_scale,
+        v_scale,
+        _domain=EXPORT_DOMAIN,
+        _allow_other_attributes=True,
+        _outputs=["y"],
+    )
 
 
 def _stored(scales: dict[str, ir.Value | None]) -> list[tuple[str, ir.Value]]:
@@ -72,8 +85,9 @@ def _applies(context: Any, y: ir.Value, **values: ir.Value | None) -> MatchResul
     return result
 
 
-def _after(op: Any, y: ir.Value, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value,
-           **values: ir.Value | None) -> ir.Value:  # fmt: skip
+def _after(
+    op: Any, y: ir.Value, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, **values: ir.Value | None
+) -> ir.Value:
     node, name = module_of(y)
     graph = node.graph
     assert isinstance(graph, ir.Graph)
@@ -82,14 +96,26 @@ def _after(op: Any, y: ir.Value, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir
     attributes: dict[str, Any] = {"scaling": node.attributes.get_float("scaling")}
     scales = _stored(values)
     if act == "static":
-        q, k = (clip_static(op, graph, x, scale, clip, f"{name}.{site[0]}")
-                for x, (site, scale) in zip((q, k), scales[:2], strict=True))  # fmt: skip
+        q, k = (
+            clip_static(op, graph, x, scale, clip, f"{name}.{site[0]}")
+            for x, (site, scale) in zip((q, k), scales[:2], strict=True)
+        )
         if pv:
             v = clip_static(op, graph, v, scales[3][1], clip, f"{name}.v")
     else:
         attributes["clip"] = clip
-    lowered: ir.Value = op.op(attention_name(act, quantize_pv=pv), q, k, v, mask, *(scale for _, scale in scales),
-                              _domain=DOMAIN, _version=1, _name=name, **attributes)  # fmt: skip
+    lowered: ir.Value = op.op(
+        attention_name(act, quantize_pv=pv),
+        q,
+        k,
+        v,
+        mask,
+        *(scale for _, scale in scales),
+        _domain=DOMAIN,
+        _version=1,
+        _name=name,
+        **attributes,
+    )
     return lowered
 
 

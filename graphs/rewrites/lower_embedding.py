@@ -24,8 +24,9 @@ __all__ = ["rules"]
 
 
 def _before(op: Any, ids: Any, codes: Any, scale: Any) -> Any:
-    return op.QuantEmbedding(ids, codes, scale, _domain=EXPORT_DOMAIN, _allow_other_attributes=True,
-                             _outputs=["y"])  # fmt: skip
+    return op.QuantEmbedding(
+        ids, codes, scale, _domain=EXPORT_DOMAIN, _allow_other_attributes=True, _outputs=["y"]
+    )
 
 
 def _applies(context: Any, y: ir.Value, codes: ir.Value, scale: ir.Value, **_: Any) -> MatchResult:
@@ -39,8 +40,9 @@ def _after(op: Any, y: ir.Value, ids: ir.Value, codes: ir.Value, scale: ir.Value
     array = constant(codes)
     assert isinstance(graph, ir.Graph) and array is not None
     table = initializer(graph, f"{name}.weight", pack(array, bits))
-    lowered: ir.Value = op.op(gather_name(bits), ids, table, scale, _domain=DOMAIN, _version=1, _name=name,
-                              K=array.shape[1])  # fmt: skip
+    lowered: ir.Value = op.op(
+        gather_name(bits), ids, table, scale, _domain=DOMAIN, _version=1, _name=name, K=array.shape[1]
+    )
     return lowered
 
 

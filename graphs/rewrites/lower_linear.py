@@ -1,11 +1,12 @@
 """Lower a quantised linear layer to an integer product with a packed weight.
 
     before   qexport.QuantLinear(x, codes, w_scale, bias[, a_scale])
-    after    a, s = quantise x (see activation.py);  ai.qexport.TernaryMatMul(a, s, 128, pack(codes), w_scale, bias)
+    after    a, s = quantise x (see activation.py)
+             ai.qexport.TernaryMatMul(a, s, 128, pack(codes), w_scale, bias), or its sibling for the bits
 
-Shapes   x float32 [..., K], codes int8 [N, K], w_scale float32 [N] or [1], bias float32 [N], a_scale float32 scalar.
+Shapes   x float32 [..., K], codes int8 [N, K], w_scale float32 [N] or [1], bias float32 [N], a_scale scalar.
 Parity   equal integers; float32 rounding as in the operator's contract, docs/operators.
-Names    weight `<module>.weight`, scale `<module>.scale`, bias `<module>.bias`; the node has the module's path.
+Names    `<module>.weight`, `<module>.scale`, `<module>.bias`; the node has the module's path.
 """
 
 from __future__ import annotations
@@ -51,17 +52,26 @@ def check_weight(
 
 
 def _dynamic(op: Any, x: Any, codes: Any, w_scale: Any, bias: Any) -> Any:
-    return op.QuantLinear(x, codes, w_scale, bias, _domain=EXPORT_DOMAIN, _allow_other_attributes=True,
-                          _outputs=["y"])  # fmt: skip
+    return op.QuantLinear(
+        x, codes, w_scale, bias, _domain=EXPORT_DOMAIN, _allow_other_attributes=True, _outputs=["y"]
+    )
 
 
 def _static(op: Any, x: Any, codes: Any, w_scale: Any, bias: Any, a_scale: Any) -> Any:
-    return op.QuantLinear(x, codes, w_scale, bias, a_scale, _domain=EXPORT_DOMAIN, _allow_other_attributes=True,
-                          _outputs=["y"])  # fmt: skip
+    return op.QuantLinear(
+        x, codes, w_scale, bias, a_scale, _domain=EXPORT_DOMAIN, _allow_other_attributes=True, _outputs=["y"]
+    )
 
 
-def _applies(context: Any, y: ir.Value, codes: ir.Value, w_scale: ir.Value, bias: ir.Value,
-             a_scale: ir.Value | None = None, **_: Any) -> MatchResult:  # fmt: skip
+def _applies(
+    context: Any,
+    y: ir.Value,
+    codes: ir.Value,
+    w_scale: ir.Value,
+    bias: ir.Value,
+    a_scale: ir.Value | None = None,
+    **_: Any,
+) -> MatchResult:
     result = MatchResult()
     node, _name = module_of(y)
     act = node.attributes.get_string("act", "")
@@ -82,17 +92,43 @@ def _applies(context: Any, y: ir.Value, codes: ir.Value, w_scale: ir.Value, bias
     return result
 
 
-def _after(op: Any, y: ir.Value, x: ir.Value, codes: ir.Value, w_scale: ir.Value, bias: ir.Value,
-           a_scale: ir.Value | None = None, **_: Any) -> ir.Value:  # fmt: skip
+def _after(
+    op: Any,
+    y: ir.Value,
+    x: ir.Value,
+    codes: ir.Value,
+    w_scale: ir.Value,
+    bias: ir.Value,
+    a_scale: ir.Value | None = None,
+    **_: Any,
+) -> ir.Value:
     node, name = module_of(y)
     graph, bits = node.graph, node.attributes.get_int("w_bits")
     array = constant(codes)
     assert isinstance(graph, ir.Graph) and array is not None
-    a, scale = quantize_activation(op, graph, x, node.attributes.get_string("act"),
-                                   node.attributes.get_float("clip", 0.0), a_scale, f"{name}.a")  # fmt: skip
+    a, scale = quantize_activation(
+        op,
+        graph,
+        x,
+        node.attributes.get_string("act"),
+        node.attributes.get_float("clip", 0.0),
+        a_scale,
+        f"{name}.a",
+    )
     weight = initializer(graph, f"{name}.weight", pack(array, bits))
-    lowered: ir.Value = op.op(matmul_name(bits), a, scale, zero_point(graph), weight, w_scale, bias,
-                              _domain=DOMAIN, _version=1, _name=name, K=array.shape[1])  # fmt: skip
+    lowered: ir.Value = op.op(
+        matmul_name(bits),
+        a,
+        scale,
+        zero_point(graph),
+        weight,
+        w_scale,
+        bias,
+        _domain=DOMAIN,
+        _version=1,
+        _name=name,
+        K=array.shape[1],
+    )
     return lowered
 
 

@@ -5,7 +5,7 @@
 
 Shapes   x float32 [..., K], codes int8 [N, K], w_scale float32 [N] or [1], bias float32 [N].
 Parity   the same real number; float32 rounding of a product of K terms.
-Why      the gather of all rows has no run-time input, so a runtime that folds constants unpacks the weight at load.
+Why      the gather of all rows has no run-time input, so a runtime that folds constants unpacks at load.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ __all__ = ["rules"]
 
 
 def _before(op: Any, x: Any, codes: Any, w_scale: Any, bias: Any) -> Any:
-    return op.QuantLinear(x, codes, w_scale, bias, _domain=EXPORT_DOMAIN, _allow_other_attributes=True,
-                          _outputs=["y"])  # fmt: skip
+    return op.QuantLinear(
+        x, codes, w_scale, bias, _domain=EXPORT_DOMAIN, _allow_other_attributes=True, _outputs=["y"]
+    )
 
 
 def _applies(
@@ -44,8 +45,9 @@ def _applies(
     return result
 
 
-def _after(op: Any, y: ir.Value, x: ir.Value, codes: ir.Value, w_scale: ir.Value, bias: ir.Value,
-           **_: Any) -> ir.Value:  # fmt: skip
+def _after(
+    op: Any, y: ir.Value, x: ir.Value, codes: ir.Value, w_scale: ir.Value, bias: ir.Value, **_: Any
+) -> ir.Value:
     node, name = module_of(y)
     graph, bits = node.graph, node.attributes.get_int("w_bits")
     array = constant(codes)
@@ -54,8 +56,16 @@ def _after(op: Any, y: ir.Value, x: ir.Value, codes: ir.Value, w_scale: ir.Value
     first = initializer(graph, "zero", np.array(0, np.int64))
     step = initializer(graph, "one", np.array(1, np.int64))
     rows = op.Range(first, initializer(graph, f"rows_{n}", np.array(n, np.int64)), step)
-    weight = op.op(gather_name(bits), rows, initializer(graph, f"{name}.weight", pack(array, bits)), w_scale,
-                   _domain=DOMAIN, _version=1, _name=name, K=k)  # fmt: skip
+    weight = op.op(
+        gather_name(bits),
+        rows,
+        initializer(graph, f"{name}.weight", pack(array, bits)),
+        w_scale,
+        _domain=DOMAIN,
+        _version=1,
+        _name=name,
+        K=k,
+    )
     lowered: ir.Value = op.Add(op.MatMul(x, op.Transpose(weight, perm=[1, 0])), bias)
     return lowered
 

@@ -4,7 +4,7 @@
     after    Reshape(x, [0, 0, tail])
 
 Parity   equal bits; 0 copies the axis of x, which is the same symbolic size.
-Why      splitting and joining attention heads is then free of shape arithmetic, and shape inference sees the ranks.
+Why      splitting and joining heads is then free of shape arithmetic, and shape inference sees the ranks.
 """
 
 from __future__ import annotations
