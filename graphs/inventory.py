@@ -1,4 +1,4 @@
-"""What an ONNX file is made of, to the byte: tensors by kind and storage, graph structure, functions, metadata.
+"""What an ONNX file is made of, to the byte: tensors by kind and storage, graph structure, metadata.
 
 Works on any ONNX file, also one that was not made by this package, and needs no torch.
 """
@@ -6,68 +6,31 @@ Works on any ONNX file, also one that was not made by this package, and needs no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import helper
 from rich.markup import escape
 from rich.table import Table
 
 from qexport.errors import UnsupportedModelError
-from qexport.graphs.operators.body import DOMAIN
-from qexport.graphs.packing import planes
+from qexport.graphs.tensor_roles import (
+    Scope,
+    all_nodes,
+    kind_of,
+    operator_name,
+    packed_codes,
+    storage_name,
+    subgraphs,
+)
 
 __all__ = ["Inventory", "InventoryRow", "TensorRow", "inspect_file"]
 
 STRUCTURE = "graph structure"
-
-WEIGHT_INPUTS = {
-    "MatMul": (0, 1),
-    "FusedMatMul": (0, 1),
-    "Gemm": (0, 1),
-    "MatMulInteger": (0, 1),
-    "MatMulIntegerToFloat": (0, 1),
-    "DynamicQuantizeMatMul": (1,),
-    "QLinearMatMul": (0, 3),
-    "MatMulNBits": (1,),
-    "Attention": (1,),
-    "QAttention": (1,),
-    "Conv": (1,),
-}
-"""Inputs that hold a weight matrix when they are constant."""
-
-BIAS_INPUTS = {
-    "Gemm": (2,),
-    "Conv": (2,),
-    "Attention": (2,),
-    "QAttention": (2,),
-    "MatMulIntegerToFloat": (6,),
-    "DynamicQuantizeMatMul": (4,),
-    "Gelu": (1,),
-    "FastGelu": (1,),
-    "BiasGelu": (1,),
-}
-
-SCALE_INPUTS = {
-    "QuantizeLinear": (1, 2),
-    "DequantizeLinear": (1, 2),
-    "MatMulInteger": (2, 3),
-    "MatMulIntegerToFloat": (2, 3, 4, 5),
-    "DynamicQuantizeMatMul": (2, 3),
-    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
-    "MatMulNBits": (2, 3),
-    "QAttention": (3, 4, 6, 7),
-}
-
-NORMS = {"LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"}
-
-THROUGH = {"Transpose", "Cast", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Neg", "DequantizeLinear"}
-"""Operators whose first input is looked for at their consumers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,17 +159,17 @@ def inspect_file(path: Path) -> Inventory:
     Args:
         path: the file, or a folder with a model.onnx in it.
     Raises:
-        UnsupportedModelError: no such file, not ONNX, cut short, or its external data is missing or cut short.
+        UnsupportedModelError: no such file, not ONNX, cut short, or external data is missing.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "model.onnx"
     model = read_model(path)
-    scopes = [(model.graph.name or "graph", "graph", _Scope(model.graph.node))]
+    scopes = [(model.graph.name or "graph", "graph", Scope(model.graph.node))]
     tensors = list(_graph_tensors(model.graph, scopes[0][2], path))
     for function in model.functions:
-        scope = _Scope(function.node)
-        for node in _all_nodes(function.node):
+        scope = Scope(function.node)
+        for node in all_nodes(function.node):
             tensors += _node_tensors(node, scope, path, f"function {function.name}")
     external = sum(tensor.n_bytes for tensor, outside in tensors if outside)
     listed = [tensor for tensor, _ in tensors]
@@ -223,9 +186,7 @@ def inspect_file(path: Path) -> Inventory:
         ir_version=model.ir_version,
         rows=_rows(listed, size + external),
         functions=[f"{function.domain}::{function.name}" for function in model.functions],
-        operators=dict(
-            sorted(Counter(_operator_name(node) for node in _all_nodes(model.graph.node)).items())
-        ),
+        operators=dict(sorted(Counter(operator_name(node) for node in all_nodes(model.graph.node)).items())),
         metadata={entry.key: entry.value for entry in model.metadata_props},
         tensors=listed,
     )
@@ -246,9 +207,9 @@ def read_model(path: Path) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except DecodeError as error:
+    except Exception as error:  # DecodeError, of the protobuf implementation at hand
         raise UnsupportedModelError(
-            f"{path} is not a complete ONNX file ({len(data):,} bytes): it is cut short or of another format; "
+            f"{path} is not a complete ONNX file ({len(data):,} bytes): cut short or of another format; "
             "copy or export it again"
         ) from error
     if not model.ir_version or not model.opset_import or not model.HasField("graph"):
@@ -259,95 +220,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _operator_name(node: onnx.NodeProto) -> str:
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes, and those of their subgraphs."""
-    for node in nodes:
-        yield node
-        for graph in _subgraphs(node):
-            yield from _all_nodes(graph.node)
-
-
-class _Scope:
-    """Who reads which value in a graph, its subgraphs included, or in a function body."""
-
-    def __init__(self, nodes: Iterable[onnx.NodeProto]) -> None:
-        self.uses: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
-        self.makers: dict[str, onnx.NodeProto] = {}
-        for node in _all_nodes(nodes):
-            for index, name in enumerate(node.input):
-                self.uses.setdefault(name, []).append((node, index))
-            for name in node.output:
-                self.makers[name] = node
-
-    def roles(self, name: str, rank: int, depth: int = 4) -> set[str]:
-        """What the consumers take the value `name` for."""
-        found: set[str] = set()
-        for node, index in self.uses.get(name, []):
-            role = _role(node, index, rank)
-            if role == "through" and depth:
-                for output in node.output:
-                    found |= self.roles(output, rank, depth - 1)
-            elif role not in ("", "through"):
-                found.add(role)
-        return found
-
-    def only_use(self, name: str, op_type: str, index: int) -> onnx.NodeProto | None:
-        """The node of type `op_type` that reads `name` as its input `index`, if it is the only reader."""
-        uses = self.uses.get(name, [])
-        if len(uses) == 1 and uses[0][0].op_type == op_type and uses[0][1] == index:
-            return uses[0][0]
-        return None
-
-    def whole_number(self, name: str) -> int | None:
-        """The value of a constant whole number, through Reshape."""
-        node = self.makers.get(name)
-        if node is None:
-            return None
-        if node.op_type == "Reshape":
-            return self.whole_number(node.input[0])
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value_int":
-                return attribute.i
-        return None
-
-
-def _role(node: onnx.NodeProto, index: int, rank: int) -> str:
-    """What input `index` of `node` is: a kind of row, "through", or "" for nothing known."""
-    op_type = node.op_type
-    if node.domain == DOMAIN:
-        if op_type.endswith("MatMul"):
-            return {3: "weights", 5: "bias"}.get(index, "scales")
-        if op_type.endswith("Gather"):
-            return {1: "embedding", 2: "scales"}.get(index, "")
-        return "scales" if index >= 4 else ""
-    if op_type in NORMS and index >= 1:
-        return "LayerNorm"
-    for role, inputs in (("weights", WEIGHT_INPUTS), ("bias", BIAS_INPUTS), ("scales", SCALE_INPUTS)):
-        if index in inputs.get(op_type, ()):
-            return role
-    if op_type in ("Gather", "GatherBlockQuantized") and index == 0:
-        return "embedding"
-    if op_type == "GatherBlockQuantized" and index >= 2:
-        return "scales"
-    if op_type in ("Add", "Sub") and rank == 1:
-        return "bias"
-    if op_type == "Mul" and rank <= 1:
-        return "scales"
-    return "through" if op_type in THROUGH and index == 0 else ""
-
-
-def _graph_tensors(graph: onnx.GraphProto, scope: _Scope, path: Path) -> Iterator[tuple[TensorRow, bool]]:
+def _graph_tensors(graph: onnx.GraphProto, scope: Scope, path: Path) -> Iterator[tuple[TensorRow, bool]]:
     """Tensors of a graph and its subgraphs, each with whether its data is in another file."""
     for tensor in graph.initializer:
         yield _tensor_row(tensor, tensor.name, scope, path, "graph")
@@ -356,12 +229,12 @@ def _graph_tensors(graph: onnx.GraphProto, scope: _Scope, path: Path) -> Iterato
         yield _tensor_row(sparse.indices, sparse.values.name, scope, path, "graph")
     for node in graph.node:
         yield from _node_tensors(node, scope, path, "graph")
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             yield from _graph_tensors(inner, scope, path)
 
 
 def _node_tensors(
-    node: onnx.NodeProto, scope: _Scope, path: Path, where: str
+    node: onnx.NodeProto, scope: Scope, path: Path, where: str
 ) -> Iterator[tuple[TensorRow, bool]]:
     """Tensors in the attributes of a node."""
     name = node.output[0] if node.output else node.name
@@ -374,7 +247,7 @@ def _node_tensors(
 
 
 def _tensor_row(
-    tensor: onnx.TensorProto, name: str, scope: _Scope, path: Path, where: str
+    tensor: onnx.TensorProto, name: str, scope: Scope, path: Path, where: str
 ) -> tuple[TensorRow, bool]:
     shape = tuple(tensor.dims)
     elements = int(np.prod(shape, dtype=np.int64))
@@ -383,14 +256,14 @@ def _tensor_row(
         n_bytes, where = _external(tensor, name, elements, path)
     else:
         n_bytes = _stored_bytes(tensor)
-    packed = _packed(tensor, name, scope)
+    packed = packed_codes(tensor, name, scope)
     storage = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
     if storage == "float":
         storage = "float32"
     if packed:
         bits, k = packed
-        storage, elements = _storage_name(bits), shape[0] * k
-    kind = _kind(tensor, name, scope, where)
+        storage, elements = storage_name(bits), shape[0] * k
+    kind = kind_of(tensor, name, scope, where)
     return TensorRow(name, kind, storage, shape, elements, n_bytes, where), outside
 
 
@@ -429,85 +302,11 @@ def _external(tensor: onnx.TensorProto, name: str, elements: int, path: Path) ->
     if size < offset + length:
         found = "is not there" if size < 0 else f"has {size:,} bytes"
         raise UnsupportedModelError(
-            f"tensor '{name}' of {path} needs {offset + length:,} bytes of the file {location}, which {found}; "
-            "copy the external data beside the model"
+            f"tensor '{name}' of {path} needs {offset + length:,} bytes of the file {location}, which "
+            f"{found}; copy the external data beside the model"
         )
     return length, location
 
-
-def _packed(tensor: onnx.TensorProto, name: str, scope: _Scope) -> tuple[int, int] | None:
-    """(bits, codes in a row) of a packed matrix: an input of our operators, or of their inlined bodies."""
-    if tensor.data_type != onnx.TensorProto.UINT8 or len(tensor.dims) != 2:
-        return None
-    for node, index in scope.uses.get(name, []):
-        if node.domain == DOMAIN and index == (1 if node.op_type.endswith("Gather") else 3):
-            k = next((attribute.i for attribute in node.attribute if attribute.name == "K"), None)
-            bits = {"Binary": 1, "Ternary": 2}.get(node.op_type.removesuffix("MatMul").removesuffix("Gather"))
-            if bits is None and node.op_type[:3] == "Int" and node.op_type[3:4].isdigit():
-                bits = int(node.op_type[3])
-            if bits is not None and k is not None:
-                return bits, k
-    rows = name
-    gather = scope.only_use(name, "Gather", 0)
-    if gather is not None:
-        rows = gather.output[0]
-    cast = scope.only_use(rows, "Cast", 0)
-    look_up = cast and scope.only_use(cast.output[0], "Gather", 1)
-    flat = look_up and scope.only_use(look_up.output[0], "Reshape", 0)
-    cut = flat and scope.only_use(flat.output[0], "Slice", 0)
-    k = scope.whole_number(cut.input[2]) if cut and len(cut.input) > 2 else None
-    if k is None:
-        return None
-    for bits in (1, 2, 4):
-        if tensor.dims[1] == sum(-(-k // digits) for _, digits, _ in planes(bits)):
-            return bits, k
-    return None
-
-
-def _storage_name(bits: int) -> str:
-    if bits == 1:
-        return "binary, 8 a byte"
-    if bits == 2:
-        return "ternary, 5 trits a byte"
-    if bits == 8:
-        return "int8, zero point 128"
-    sizes = "+".join(str(8 // digits) for _, digits, _ in planes(bits))
-    return f"{bits} bits, " + (f"planes of {sizes}" if "+" in sizes else f"{8 // bits} a byte")
-
-
-def _kind(tensor: onnx.TensorProto, name: str, scope: _Scope, where: str) -> str:
-    """The row that a tensor belongs in: by what reads it, then by its name."""
-    low = name.lower()
-    roles = scope.roles(name, len(tensor.dims))
-    if "LayerNorm" in roles or any(
-        part in low for part in ("layernorm", "layer_norm", "norm.weight", "norm.bias")
-    ):
-        return "LayerNorm"
-    if where.startswith("function"):
-        return "lookup table" if "embedding" in roles else "other"
-    if "embedding" in roles and tensor.data_type == onnx.TensorProto.INT64:
-        return "other"
-    if "embedding" in roles and len(tensor.dims) >= 2:
-        if tuple(tensor.dims) in _TABLES:
-            return "lookup table"
-        for part in ("position", "token_type", "word"):
-            if part in low:
-                return f"{part.replace('_', ' ')} embedding"
-        return "word embedding" if tensor.dims[0] >= 1000 else "embedding"
-    if "weights" in roles and len(tensor.dims) >= 2:
-        head = any(part in low for part in ("classifier", "pooler", "lm_head", "qa_outputs"))
-        return "classifier weights" if head else "encoder weights"
-    if "scales" in roles:
-        return "scales"
-    if "bias" in roles or low.endswith("bias"):
-        return "bias"
-    if _packed(tensor, name, scope):
-        return "word embedding" if tensor.dims[0] >= 10_000 else "encoder weights"
-    return "other"
-
-
-_TABLES = {(243, 5), (256, 8), (256, 4), (256, 2)}
-"""Shapes of the tables that packed bytes are decoded with."""
 
 _ORDER = (
     "encoder weights",

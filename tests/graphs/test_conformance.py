@@ -1,7 +1,7 @@
 """Every operator body on every runtime at hand, against its numpy reference.
 
 The ONNX Runtime of this interpreter and onnx.reference always run. Other ONNX Runtime versions run in the
-interpreters of QEXPORT_ORT_PYTHONS (paths joined by the path separator; `make_ort_venvs.py` makes them), or of
+interpreters of QEXPORT_ORT_PYTHONS (joined by the path separator; `make_ort_venvs.py` makes them), or of
 the cache folder `ort-venvs`. What is demanded:
 
 - graph optimisation off: array_equal, unless the body has exp in it;
