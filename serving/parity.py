@@ -211,7 +211,7 @@ def layer_outputs(folder: Path) -> list[tuple[str, str]]:
     listed = read_json(folder / "qexport.json").get("layer_norms")
     if not isinstance(listed, list) or not listed:
         raise UnsupportedModelError(
-            f"{folder} lists no LayerNorms in qexport.json; --layers needs a folder that qexport to-onnx wrote"
+            f"{folder} lists no LayerNorms in qexport.json; --layers needs one that qexport to-onnx wrote"
         )
     return [(str(item["module"]), str(item["value"])) for item in listed]
 

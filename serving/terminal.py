@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def summary_table(report: Report) -> Table:
     for row in report.summary():
         process = row.process
         table.add_row(
-            row.engine.label,
+            escape(row.engine.label),
             megabytes(row.engine.file_bytes),
             _plus_minus(row.value, row.low, row.high, ""),
             _plus_minus(row.drop.points, row.drop.low, row.drop.high, "+") if row.drop else "-",
@@ -87,11 +88,12 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """
     out = console or Console()
     colour = _MARKS[report.status]
-    out.print(f"[bold {colour}]{report.status.upper()}[/]  {report.headline}", highlight=False)
+    out.print(f"[bold {colour}]{report.status.upper()}[/]  {escape(report.headline)}", highlight=False)
     for gate in report.gates:
         mark = _MARKS[gate.status]
         out.print(
-            f"  [{mark}]{gate.status:<9}[/] --{gate.name} {gate.limit:g}: {gate.detail}", highlight=False
+            f"  [{mark}]{gate.status:<9}[/] --{gate.name} {gate.limit:g}: {escape(gate.detail)}",
+            highlight=False,
         )
     out.print()
     out.print(summary_table(report))
@@ -106,6 +108,6 @@ def print_report(report: Report, console: Console | None = None) -> None:
             else f"all {len(trace.layers)} LayerNorms within {trace.tolerance:g} of PyTorch; "
             f"largest {worst.max_abs:.1e} at {worst.module}"
         )
-        out.print(f"\n{text}", highlight=False)
+        out.print(f"\n{escape(text)}", highlight=False)
     for note in report.notes:
-        out.print(f"note: {note}", style="dim", highlight=False)
+        out.print(f"note: {escape(note)}", style="dim", highlight=False)

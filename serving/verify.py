@@ -141,8 +141,8 @@ class _Run:
         processes = self._processes()
         if where.load_average is not None and where.load_average > 0.5 * where.cores:
             self.notes.append(
-                f"the machine was busy (load {where.load_average:g} on {where.cores} cores): trust ratios, which "
-                "are formed within each round, more than milliseconds"
+                f"the machine was busy (load {where.load_average:g} on {where.cores} cores): trust ratios, "
+                "which are formed within each round, more than milliseconds"
             )
         gates = self._gates(drops, parity, latency)
         status = _status(gates)

@@ -1,4 +1,4 @@
-"""Small ONNX classifiers in the shape of an exported folder: embedding, LayerNorm, masked mean, MatMul, logits."""
+"""Small ONNX classifiers in the shape of an exported folder: embedding, LayerNorm, mean, MatMul, logits."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def make_rows(
     """Random token rows of several lengths with labels that the seed-0 classifier mostly gets right."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 12, rows)
-    order = rng.permutation(rows) if shuffled else np.arange(rows)
+    order = np.random.default_rng(seed + 1).permutation(rows) if shuffled else np.arange(rows)
     ids = [rng.integers(4, len(VOCABULARY), length) for length in lengths]
     batches = []
     for start in range(0, rows, batch):
@@ -148,9 +148,17 @@ def make_rows(
     return EvalRows(**{**values, **changes})
 
 
+@pytest.fixture(scope="session")
+def toy() -> SimpleNamespace:
+    """The functions of this file: classifier, write_folder, make_rows, wilson, paired."""
+    return SimpleNamespace(
+        classifier=classifier, write_folder=write_folder, make_rows=make_rows, wilson=wilson, paired=paired
+    )
+
+
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
-    """make_folder(name, **classifier arguments) writes a folder and gives its path."""
+    """make_folder(name, labels, **classifier arguments) writes a folder and gives its path."""
 
     def make(
         name: str = "model", labels: tuple[str, ...] = ("negative", "positive"), **arguments: Any

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qexport.errors import GateFailed, ShapeError, UnknownNameError, UnsupportedModelError, UsageError
+from qexport.serving.evaluate import evaluate
+from qexport.serving.report import Report
+from qexport.serving.session import Session
+from qexport.serving.verify import LayerReference, VerifyConfig, verify
+
+MakeFolder = Callable[..., Path]
+
+
+def quick(model: Path, **changes: Any) -> VerifyConfig:
+    """A configuration that measures no time and starts no process unless asked to."""
+    return VerifyConfig(**{"model": model, "latency": False, "processes": 0, **changes})
+
+
+def labelled(folder: Path, rows: Any, *, right: float = 1.0, seed: int = 0) -> Any:
+    """The rows with labels that the model in `folder` gets right at the given rate."""
+    logits, _ = evaluate(Session(folder), rows)
+    correct = np.random.default_rng(seed).random(len(logits)) < right
+    return dataclasses.replace(rows, labels=np.where(correct, logits.argmax(-1), 1 - logits.argmax(-1)))
+
+
+def test_everything_is_measured_and_named(make_folder: MakeFolder, toy: SimpleNamespace) -> None:
+    folder, fp32 = make_folder("low"), make_folder("fp32", noise=0.02)
+    rows = labelled(folder, toy.make_rows(40, shuffled=True), right=0.9)
+    logits, _ = evaluate(Session(folder), rows)
+    lines: list[str] = []
+    report = verify(
+        VerifyConfig(
+            model=folder, baseline=fp32, targets=("stock", "reference"), lengths=(8, 16), threads=(1, 2),
+            iterations=3, warmup=1, processes=1, max_drop=50.0, min_agreement=90.0, max_latency_ms=500.0,
+            max_size_mb=1.0, command="qexport verify low",
+        ),
+        rows, {"student": logits, "teacher": logits + np.float32(0.01)}, report=lines.append,
+    )  # fmt: skip
+    assert [engine.name for engine in report.engines] == [
+        "stock", "fp32", "int8", "student", "teacher", "stock-unoptimized", "reference",
+    ]  # fmt: skip
+    assert report.engine("stock").label == "ternarybert 2-2-8"
+    assert report.status == "passed" and [gate.name for gate in report.gates] == [
+        "max-drop", "min-agreement", "max-latency-ms", "max-size-mb",
+    ]  # fmt: skip
+    report.raise_for_gates()
+    compared = {(item.engine, item.against): item for item in report.parity}
+    assert report.parity[0].against == "student"
+    assert compared["stock", "student"].agreement == 1.0 and compared["stock", "student"].max_abs == 0.0
+    assert compared["reference", "stock"].rows == 8 and compared["reference", "stock"].max_abs < 1e-4
+    assert compared["stock", "fp32"].max_abs > 0
+    assert {cell.engine for cell in report.latency} == {"stock", "int8", "fp32"}
+    assert {(cell.length, cell.threads) for cell in report.latency} == {(8, 1), (16, 1), (8, 2), (16, 2)}
+    assert [process.engine for process in report.processes] == ["stock", "fp32", "int8"]
+    assert any("reference ran 8 of 40 rows" in note for note in report.notes)
+    accuracy = {item.engine: item.metrics[0].value for item in report.accuracy}
+    assert (
+        accuracy["stock"]
+        == accuracy["student"]
+        == pytest.approx(float((logits.argmax(-1) == rows.labels).mean()))
+    )
+    assert "reference" not in accuracy  # eight rows are no metric
+    assert lines and report.invariance is not None and report.invariance.rows == 16
+
+
+def test_a_worse_model_fails_the_drop_gate_with_exit_code_3(
+    make_folder: MakeFolder, toy: SimpleNamespace
+) -> None:
+    good, bad = make_folder("good"), make_folder("bad", noise=3.0)
+    rows = labelled(good, toy.make_rows(200))
+    report = verify(quick(bad, baseline=good, int8=False, max_drop=1.0), rows)
+    (gate,) = report.gates
+    assert report.status == "failed" and gate.status == "failed" and report.failed_gates == [gate]
+    assert gate.low is not None and gate.low > 1.0
+    with pytest.raises(
+        GateFailed, match=r"--max-drop 1 failed: accuracy on validation, paired with fp32"
+    ) as caught:
+        report.raise_for_gates()
+    assert caught.value.exit_code == 3
+
+
+def test_equal_models_cannot_be_told_apart_on_few_rows(make_folder: MakeFolder, toy: SimpleNamespace) -> None:
+    folder, twin = make_folder("one"), make_folder("two")
+    few = verify(quick(folder, baseline=twin, int8=False, max_drop=1.0), labelled(folder, toy.make_rows(40)))
+    assert (few.status, few.gates[0].status) == ("undecided", "undecided")
+    assert few.gates[0].rows_needed is not None and few.gates[0].rows_needed > 40
+    with pytest.raises(GateFailed, match="undecided"):
+        few.raise_for_gates()
+    many = verify(
+        quick(folder, baseline=twin, int8=False, max_drop=1.0), labelled(folder, toy.make_rows(600, batch=64))
+    )
+    assert many.status == "passed"
+
+
+def test_a_gate_without_its_number_fails(make_folder: MakeFolder, toy: SimpleNamespace) -> None:
+    config = quick(make_folder(), max_drop=1.0, min_agreement=99.0, max_latency_ms=5.0)
+    report = verify(config, toy.make_rows(10))
+    assert [gate.status for gate in report.gates] == ["missing", "missing", "missing"]
+    assert report.status == "failed"
+
+
+def test_no_gate_means_measured(make_folder: MakeFolder, toy: SimpleNamespace) -> None:
+    report = verify(quick(make_folder()), toy.make_rows(10))
+    assert report.status == "measured" and report.failed_gates == []
+    report.raise_for_gates()
+
+
+def test_the_drop_is_counted_from_the_teacher_before_the_baseline(
+    make_folder: MakeFolder, toy: SimpleNamespace
+) -> None:
+    folder = make_folder()
+    rows = labelled(folder, toy.make_rows(40))
+    wrong = -evaluate(Session(folder), rows)[0]
+    report = verify(quick(folder, baseline=folder, int8=False, max_drop=1.0), rows, {"teacher": wrong})
+    (gate,) = report.gates
+    assert gate.value == pytest.approx(-100.0) and "paired with teacher" in gate.detail
+    assert report.drop_reference == "teacher"
+
+
+def test_another_metric_than_accuracy_uses_the_interval_that_came_with_the_rows(
+    make_folder: MakeFolder, toy: SimpleNamespace
+) -> None:
+    seen: list[str] = []
+
+    def drop(metric: str, first: Any, second: Any, labels: Any) -> SimpleNamespace:
+        seen.append(metric)
+        return SimpleNamespace(drop=0.01, low=-0.01, high=0.03)
+
+    rows = toy.make_rows(
+        10,
+        main_metric="f1",
+        metrics=lambda logits, labels: {"f1": 0.5},
+        interval=lambda *_: (0.1, 0.9),
+        paired_drop=drop,
+    )
+    folder = make_folder()
+    report = verify(quick(folder, max_drop=5.0), rows, {"teacher": np.zeros((10, 2), np.float32)})
+    assert set(seen) == {"f1"}
+    assert (report.drops[0].points, report.drops[0].low, report.drops[0].high) == (1.0, -1.0, 3.0)
+    assert report.gates[0].status == "passed"
+
+
+def test_each_split_is_judged(make_folder: MakeFolder, toy: SimpleNamespace) -> None:
+    folder = make_folder()
+    splits = [toy.make_rows(20, split="matched"), toy.make_rows(30, split="mismatched", seed=5)]
+    logits = [evaluate(Session(folder), rows)[0] for rows in splits]
+    given = [{"student": logits[0]}, {"student": -logits[1]}]
+    report = verify(quick(folder, min_agreement=99.0), splits, given)
+    assert [rows.split for rows in report.data] == ["matched", "mismatched"]
+    assert [gate.status for gate in report.gates] == ["passed", "failed"]
+    assert [item.rows for item in report.accuracy if item.engine == "stock"] == [20, 30]
+
+
+def test_layers_come_into_the_report(make_folder: MakeFolder, toy: SimpleNamespace) -> None:
+    folder = make_folder()
+    batch = {"input_ids": np.array([[2, 5, 3]])}
+    value = Session(folder, extra_outputs=["norm_0"]).run(batch)["norm_0"]
+    layers = LayerReference(batch, {"embeddings.LayerNorm": value + np.float32(0.5)})
+    report = verify(quick(folder, layer_tolerance=0.1), toy.make_rows(10), layers=layers)
+    assert report.layers is not None and report.layers.first == "embeddings.LayerNorm"
+
+
+def test_a_row_depends_on_its_neighbours_when_the_graph_mixes_rows(
+    make_folder: MakeFolder, toy: SimpleNamespace
+) -> None:
+    import onnx
+    from onnx import helper
+
+    folder = make_folder()
+    model = onnx.load(folder / "model.onnx")
+    model.graph.node[-1].output[0] = "own"
+    model.graph.node.append(helper.make_node("ReduceMean", ["own"], ["middle"], keepdims=1))
+    model.graph.node.append(helper.make_node("Add", ["own", "middle"], ["logits"]))
+    onnx.save(model, folder / "model.onnx")
+    mixed = verify(quick(folder), toy.make_rows(16)).invariance
+    apart = verify(quick(make_folder("apart")), toy.make_rows(16)).invariance
+    assert mixed is not None and apart is not None
+    assert mixed.max_abs > 0.1 and not mixed.identical
+    assert apart.max_abs < 1e-4
+
+
+def test_lengths_without_positions_are_left_out(make_folder: MakeFolder, toy: SimpleNamespace) -> None:
+    config = quick(make_folder(), latency=True, lengths=(32, 128), iterations=2, warmup=0)
+    report = verify(config, toy.make_rows(10))
+    assert {cell.length for cell in report.latency} == {32}
+    assert any("above 64 tokens" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"min_agreement": 0.999}, "in percent.*got 0.999; write 99.9"),
+        ({"min_agreement": 100.5}, "at most 100"),
+        ({"max_latency_ms": 0.0}, "--max-latency-ms must be above 0"),
+        ({"max_size_mb": -1.0}, "--max-size-mb must be above 0"),
+        ({"max_drop": float("nan")}, "--max-drop must be a number"),
+        ({"targets": ()}, "at least one --target"),
+        ({"iterations": 0}, "--iterations must be at least 1"),
+        ({"lengths": (0,)}, "--lengths must be at least 1"),
+        ({"threads": ()}, "--threads must be at least 1"),
+        ({"latency_length": 77}, "77 tokens"),
+    ],
+)  # fmt: skip
+def test_a_bound_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        VerifyConfig(model=Path("m"), **changes)
+    assert caught.value.exit_code == 2
+
+
+def test_references_of_other_rows_or_labels_are_refused(
+    make_folder: MakeFolder, toy: SimpleNamespace
+) -> None:
+    config, rows = quick(make_folder()), toy.make_rows(10)
+    with pytest.raises(ShapeError, match=r"logits of student must be \[10, labels\]"):
+        verify(config, rows, {"student": np.zeros((9, 2), np.float32)})
+    with pytest.raises(ShapeError, match="student has 3 labels but stock has 2"):
+        verify(config, rows, {"student": np.zeros((10, 3), np.float32)})
+    with pytest.raises(UsageError, match="one set of references per split, got 2 for 1"):
+        verify(config, rows, [{}, {}])
+
+
+def test_a_model_baseline_or_target_that_cannot_be_is_named_before_work(
+    make_folder: MakeFolder, toy: SimpleNamespace, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    rows = toy.make_rows(10)
+    with pytest.raises(UnknownNameError, match="unknown target 'stok'; did you mean 'stock'"):
+        verify(quick(make_folder(), targets=("stok",)), rows, report=lines.append)
+    with pytest.raises(UnsupportedModelError, match="does not exist"):
+        verify(quick(tmp_path / "absent"), rows, report=lines.append)
+    with pytest.raises(UnsupportedModelError, match="does not exist"):
+        verify(quick(make_folder("m"), baseline=tmp_path / "absent"), rows, report=lines.append)
+    assert lines == []
+
+
+def test_a_report_is_the_same_object_in_json(make_folder: MakeFolder, toy: SimpleNamespace) -> None:
+    report = verify(quick(make_folder()), toy.make_rows(10))
+    assert isinstance(report, Report)
+    plain = report.to_dict()
+    assert plain["model"]["sha256"] == report.model.sha256
+    assert plain["config"]["targets"] == ["stock"] and isinstance(plain["config"]["model"], str)
