@@ -8,7 +8,7 @@ weights of 8 bits go in as uint8 with zero point 128, and all narrower ones as i
 
 The bias is added as the subtraction of -bias, which is the same number. ONNX Runtime fuses a product that is
 followed by an addition to one MatMulIntegerToFloat node, and that node multiplies the bias by a_scale too
-when there is a scale for each token: wrong results, seen in version 1.32. It leaves a subtraction alone.
+when there is a scale for each token: wrong results, versions 1.16 to 1.32. It leaves a subtraction alone.
 """
 
 from __future__ import annotations
