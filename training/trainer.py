@@ -69,15 +69,19 @@ class TrainResult:
 
 
 class _Rows(Dataset[dict[str, Any]]):
-    def __init__(self, encoded: data_module.Encoded) -> None:
+    """Tokenised rows; `by_length` puts the shortest first, so that evaluation batches carry little padding."""
+
+    def __init__(self, encoded: data_module.Encoded, *, by_length: bool = False) -> None:
         self.encoded = encoded
+        self.order = np.argsort(encoded.lengths(), kind="stable") if by_length else np.arange(len(encoded))
 
     def __len__(self) -> int:
-        return len(self.encoded.input_ids)
+        return len(self.order)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         # the sampler that groups by length reads input_ids; the collator reads the rest by index
-        return {"input_ids": self.encoded.input_ids[index], "index": index, "encoded": self.encoded}
+        row = int(self.order[index])
+        return {"input_ids": self.encoded.input_ids[row], "index": row, "encoded": self.encoded}
 
 
 def _collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
@@ -229,7 +233,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
         config.task, data_dir=config.data_dir, train_file=config.train_file, eval_file=config.eval_file,
         text_column=config.text_column, text_pair_column=config.text_pair_column, label_column=config.label_column,
         regression=config.regression, train_samples=config.train_samples, eval_samples=config.eval_samples,
-        seed=config.seed,
+        labels=_teacher_labels(config, losses), seed=config.seed,
     )  # fmt: skip
     task = data.task
     if data.train is None or not data.evals:
@@ -263,7 +267,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
         )
     metrics = {}
     for name, rows in encoded.items():
-        scores = trainer.evaluate(_Rows(rows))
+        scores = trainer.evaluate(_Rows(rows, by_length=True))
         metrics.update({f"{name}/{key[5:]}": float(value) for key, value in scores.items()
                         if key[5:] in (*task.metrics, "loss") or key[5:] == task.main_metric})  # fmt: skip
     seconds = time.monotonic() - started
@@ -429,7 +433,7 @@ def _trainer(config: TrainConfig, recipe: Recipe, model: PreTrainedModel, teache
     callbacks: list[TrainerCallback] = [_Curvature(model), stop]
     if config.early_stopping:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping))
-    eval_rows: Any = {name: _Rows(rows) for name, rows in evals.items()}
+    eval_rows: Any = {name: _Rows(rows, by_length=True) for name, rows in evals.items()}
     return _Distiller(
         model=model, args=arguments, data_collator=_collator(pad_id), train_dataset=_Rows(train_rows),
         eval_dataset=eval_rows if len(evals) > 1 else eval_rows[split], compute_metrics=metrics, callbacks=callbacks,
@@ -490,6 +494,18 @@ def _finish(config: TrainConfig, trainer: _Distiller, quant: QuantConfig | None,
             (config.output / "runs").mkdir(exist_ok=True)
             shutil.move(str(run), str(config.output / "runs" / run.name))
     shutil.rmtree(config.output / _CHECKPOINTS, ignore_errors=True)
+
+
+def _teacher_labels(config: TrainConfig, losses: Losses) -> list[str] | None:
+    """Class names of a local teacher in its own order, so that label ids mean the same to both; None if it has no names."""
+    if not losses.distils or config.teacher is None or config.regression:
+        return None
+    file = Path(resolve_model(config.teacher)) / "config.json"
+    if not file.is_file():
+        return None
+    names: dict[str, str] = json.loads(file.read_text(encoding="utf-8")).get("id2label") or {}
+    ordered = [names[key] for key in sorted(names, key=int)]
+    return None if not ordered or all(name.startswith("LABEL_") for name in ordered) else ordered
 
 
 def _longest(model: PreTrainedModel) -> int:
