@@ -165,8 +165,8 @@ def inspect_file(path: Path) -> Inventory:
     if path.is_dir():
         path = path / "model.onnx"
     model = read_model(path)
-    scopes = [(model.graph.name or "graph", "graph", Scope(model.graph.node))]
-    tensors = list(_graph_tensors(model.graph, scopes[0][2], path))
+    scope = Scope(model.graph.node, model.graph.initializer)
+    tensors = list(_graph_tensors(model.graph, scope, path))
     for function in model.functions:
         scope = Scope(function.node)
         for node in all_nodes(function.node):

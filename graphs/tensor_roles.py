@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import onnx
+from onnx import numpy_helper
 
 from qexport.graphs.operators.body import DOMAIN
 from qexport.graphs.packing import packed_width, planes
@@ -77,7 +78,10 @@ def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 class Scope:
     """Who reads which value in a graph, its subgraphs included, or in a function body."""
 
-    def __init__(self, nodes: Iterable[onnx.NodeProto]) -> None:
+    def __init__(
+        self, nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto] = ()
+    ) -> None:
+        self.stored = {tensor.name: tensor for tensor in initializers}
         self.uses: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
         self.makers: dict[str, onnx.NodeProto] = {}
         for node in all_nodes(nodes):
@@ -109,13 +113,24 @@ class Scope:
         """The value of a constant whole number, through Reshape."""
         node = self.makers.get(name)
         if node is None:
-            return None
+            return _single_number(self.stored.get(name))
         if node.op_type == "Reshape":
             return self.whole_number(node.input[0])
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value_int":
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value_int":
                 return int(attribute.i)
+            if attribute.name == "value":
+                return _single_number(attribute.t)
         return None
+
+
+def _single_number(tensor: onnx.TensorProto | None) -> int | None:
+    """The value of an int64 tensor of one element that is stored in the file."""
+    if tensor is None or tensor.data_type != onnx.TensorProto.INT64:
+        return None
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or any(size != 1 for size in tensor.dims):
+        return None
+    return int(numpy_helper.to_array(tensor).item())
 
 
 def _role(node: onnx.NodeProto, index: int, rank: int) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from rich.console import Console
 
 from qexport.errors import UnsupportedModelError
@@ -108,12 +110,21 @@ def float_model() -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize("inline", [False, True])
+def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Constants of nodes as initializers, as `to-onnx --inline` stores them."""
+    lifted = ir.serde.deserialize_model(model)
+    LiftConstantsToInitializersPass(True, 0)(lifted)
+    return ir.serde.serialize_model(lifted)
+
+
+@pytest.mark.parametrize("inline", ["", "inlined", "lifted"])
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_packed_file(bits: int, inline: bool, tmp_path: Path) -> None:
+def test_packed_file(bits: int, inline: str, tmp_path: Path) -> None:
     model = packed_model(bits)
     if inline:
         model = onnx.inliner.inline_local_functions(model)
+    if inline == "lifted":
+        model = lift_constants(model)
     inventory = inspect_file(save(model, tmp_path / "model.onnx"))
     assert sum(row.n_bytes for row in inventory.rows) == inventory.file_bytes == inventory.total_bytes
     assert sum(row.share for row in inventory.rows) == pytest.approx(1)
