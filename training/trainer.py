@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -82,6 +82,22 @@ class _Rows(Dataset[dict[str, Any]]):
         # the sampler that groups by length reads input_ids; the collator reads the rest by index
         row = int(self.order[index])
         return {"input_ids": self.encoded.input_ids[row], "index": row, "encoded": self.encoded}
+
+
+class _Shuffle(Sampler[int]):
+    """A permutation of the rows that depends on seed and epoch only, not on the number of processes."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.count).tolist())
 
 
 def _collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
@@ -147,10 +163,17 @@ class _Distiller(Trainer):
         loss = torch.stack(list(terms.values())).sum()
         return (loss, outputs) if return_outputs else loss
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy == "random":
+            return _Shuffle(len(train_dataset or self.train_dataset), self.args.seed)
+        return super()._get_train_sampler(train_dataset)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of each loss term since the last line."""
         if "loss" in logs and self._count:
-            logs.update({f"loss_{name}": round(value / self._count, 5) for name, value in self._sums.items()})
+            means = torch.tensor([value / self._count for value in self._sums.values()], device=self.args.device)
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs.update({f"loss_{name}": round(float(mean), 5) for name, mean in zip(self._sums, means, strict=True)})
             self._sums, self._count = {}, 0
         super().log(logs, *args, **kwargs)
 
