@@ -358,7 +358,7 @@ def _check_folder(config: TrainConfig) -> None:
         raise OutputExistsError(f"{output} holds a finished run; pass --force to replace it or choose another --output")
     elif begun and not config.resume:
         raise OutputExistsError(f"{output} holds an unfinished run; pass --resume to go on or --force to start anew")
-    elif output.exists() and not begun and any(output.iterdir()):
+    elif output.exists() and not begun and any(path.name != _CHECKPOINTS for path in output.iterdir()):
         raise OutputExistsError(f"{output} exists and is not a training run; pass --force to write into it")
     if config.resume and not begun:
         raise UsageError(f"--resume: no checkpoint in {output / _CHECKPOINTS}; leave --resume out to start")
