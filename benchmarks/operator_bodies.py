@@ -1,6 +1,6 @@
 """Time alternative bodies of the operators on stock ONNX Runtime, one thread.
 
-    python benchmarks/operator_bodies.py [--repeats 60]
+    python benchmarks/operator_bodies.py [--repeats 60] [--tokens 128]
 
 All bodies of a table run in turn, round after round, so that a busy machine slows them all alike. The table
 shows the median and the quartiles of the time of one call in microseconds, and the largest difference from
@@ -26,7 +26,6 @@ from qexport.graphs.operators.quantize import codes_by_row, codes_per_tensor, co
 from qexport.graphs.operators.single import operator_model
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-TOKENS = 128
 
 
 def session(model: onnx.ModelProto, *, fuse: bool = True) -> ort.InferenceSession:
@@ -113,7 +112,7 @@ def divide_then_quantize(body: Body) -> None:
     finish(body, body.node("QuantizeLinear", body.node("Div", "x", scale), one, zero), scale)
 
 
-def quantizers(rng: np.random.Generator, repeats: int) -> None:
+def quantizers(rng: np.random.Generator, repeats: int, tokens: int) -> None:
     """Bodies of QuantizePerToken; the first is the one that is used."""
     bodies = {
         "used": lambda body: finish(body, *codes_per_token(body, "x")),
@@ -125,17 +124,17 @@ def quantizers(rng: np.random.Generator, repeats: int) -> None:
         "(QuantizePerTensor)": lambda body: finish(body, *codes_per_tensor(body, "x")),
     }
     outputs = {"q": int(TensorProto.UINT8), "scale": int(TensorProto.FLOAT)}
-    for shape in ((1, TOKENS, 384), (1, TOKENS, 768), (1, TOKENS, 1536), (1, 12, TOKENS, 64)):
+    for shape in ((1, tokens, 384), (1, tokens, 768), (1, tokens, 1536), (1, 12, tokens, 64)):
         x = rng.normal(size=shape).astype(np.float32)
         sessions = {name: session(body_model(write, {"x": x}, outputs, {})) for name, write in bodies.items()}
         expected = OPERATORS["QuantizePerToken"].reference(x, clip=0.0)[0].astype(np.float64)
         compare(f"QuantizePerToken {list(shape)}", sessions, {"x": x}, expected, repeats)
 
 
-def products(rng: np.random.Generator, repeats: int) -> None:
+def products(rng: np.random.Generator, repeats: int, tokens: int) -> None:
     """What follows the integer product, with a scale for each token and with one scale."""
     for k, n in ((384, 384), (384, 1536), (768, 768)):
-        a = rng.integers(1, 256, (1, TOKENS, k)).astype(np.uint8)
+        a = rng.integers(1, 256, (1, tokens, k)).astype(np.uint8)
         stored = {
             "W": rng.integers(-1, 2, (k, n)).astype(np.int8),
             "s": rng.random(n, np.float32),
@@ -149,7 +148,7 @@ def products(rng: np.random.Generator, repeats: int) -> None:
             "wz": np.array(128, np.uint8),
         }
         for label, scale in (
-            ("a scale for each token", rng.random((1, TOKENS, 1), np.float32)),
+            ("a scale for each token", rng.random((1, tokens, 1), np.float32)),
             ("one scale", np.array(0.02, np.float32)),
         ):
             feed = {"A": a, "a": scale}
@@ -183,14 +182,14 @@ def products(rng: np.random.Generator, repeats: int) -> None:
                 "Add, fused (wrong with tokens)": build("Add"),
                 "Sub, fused, weight uint8": build("Sub", stored=wide, wide=True),
             }
-            compare(f"{TOKENS} x {k} x {n}, {label}", sessions, feed, expected, repeats)
+            compare(f"{tokens} x {k} x {n}, {label}", sessions, feed, expected, repeats)
 
 
-def attention(rng: np.random.Generator, repeats: int) -> None:
-    """The variants of attention, BERT-base, one sentence of 128 tokens."""
-    q, k, v = (rng.normal(size=(1, 12, TOKENS, 64)).astype(np.float32) for _ in range(3))
-    mask = np.ones((1, 1, 1, TOKENS), bool)
-    mask[..., 100:] = False
+def attention(rng: np.random.Generator, repeats: int, tokens: int) -> None:
+    """The variants of attention, BERT-base, one sentence."""
+    q, k, v = (rng.normal(size=(1, 12, tokens, 64)).astype(np.float32) for _ in range(3))
+    mask = np.ones((1, 1, 1, tokens), bool)
+    mask[..., 3 * tokens // 4 :] = False
     for name in (name for name in OPERATORS if name.startswith("QuantizedAttention")):
         inputs = [q, k, v, mask]
         attributes = {"scaling": 0.125}
@@ -202,7 +201,7 @@ def attention(rng: np.random.Generator, repeats: int) -> None:
         feed = dict(zip(OPERATORS[name].inputs, inputs, strict=True))
         expected = OPERATORS[name].reference(*inputs, **attributes)[0].astype(np.float64)
         one = session(operator_model(OPERATORS, name, inputs, attributes))
-        compare(f"{name} [1, 12, {TOKENS}, 64]", {"used": one}, feed, expected, repeats)
+        compare(f"{name} [1, 12, {tokens}, 64]", {"used": one}, feed, expected, repeats)
 
 
 def main() -> None:
@@ -211,12 +210,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=60, help="calls of each body (default 60)")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of the one sentence (default 128)")
+    options = parser.parse_args()
     print(f"onnxruntime {ort.__version__}, {platform.machine()}, {platform.python_implementation()}")
     rng = np.random.default_rng(0)
-    quantizers(rng, repeats)
-    products(rng, repeats)
-    attention(rng, repeats)
+    for table in (quantizers, products, attention):
+        table(rng, options.repeats, options.tokens)
 
 
 if __name__ == "__main__":

@@ -26,19 +26,20 @@ ZERO_POINT = 128
 """Zero point of every uint8 activation."""
 
 
-def clip_limit(body: Body) -> str:
-    """The attribute `clip` as a float32 scalar, infinity when it is 0."""
-    clip = body.number("clip")
-    on = body.node("Greater", clip, body.constant(0, np.float32))
-    return body.node("Where", on, clip, body.constant(np.inf, np.float32))
-
-
 def scale_of(body: Body, largest: str, *, clip: bool) -> str:
-    """max(min(largest, clip) / 127, SMALLEST_SCALE); shape of `largest`."""
-    if clip:
-        largest = body.node("Min", largest, clip_limit(body))
-    step = body.node("Div", largest, body.constant(127, np.float32))
-    return body.node("Max", step, body.constant(SMALLEST_SCALE, np.float32))
+    """max(min(largest, clip) / 127, SMALLEST_SCALE), of the shape of `largest`.
+
+    Written as one Clip of largest / 127 between SMALLEST_SCALE and clip / 127: division keeps order, so the
+    numbers are the same. The bound, infinite when the attribute is 0, is a constant.
+    """
+    divisor, smallest = body.constant(127, np.float32), body.constant(SMALLEST_SCALE, np.float32)
+    step = body.node("Div", largest, divisor)
+    if not clip:
+        return body.node("Max", step, smallest)
+    bound = body.number("clip")
+    on = body.node("Greater", bound, body.constant(0, np.float32))
+    limit = body.node("Where", on, bound, body.constant(np.inf, np.float32))
+    return body.node("Clip", step, smallest, body.node("Div", limit, divisor))
 
 
 def codes_by_row(body: Body, x: str, scale: str, zero_point: int, dtype: npt.DTypeLike) -> str:
