@@ -28,6 +28,13 @@ from qexport.graphs.operators.single import operator_model
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
+class UnclippedBody(Body):
+    """A body outside a function: its attributes are 0."""
+
+    def number(self, name: str) -> str:
+        return self.constant(0, np.float32)
+
+
 def session(model: onnx.ModelProto, *, fuse: bool = True) -> ort.InferenceSession:
     """One thread, all optimisations, or all but the fusion of an integer product with its scales."""
     options = ort.SessionOptions()
@@ -40,9 +47,8 @@ def session(model: onnx.ModelProto, *, fuse: bool = True) -> ort.InferenceSessio
 
 
 def body_model(write: Callable[[Body], None], inputs: Arrays, outputs: dict[str, int], stored: Arrays) -> Any:
-    """A model whose graph is a body; its attribute `clip` is 0."""
-    body = Body(18)
-    body.number = lambda name: body.constant(0, np.float32)  # type: ignore[method-assign]
+    """A model whose graph is a body."""
+    body = UnclippedBody(18)
     write(body)
     kind = helper.np_dtype_to_tensor_dtype
     graph = helper.make_graph(

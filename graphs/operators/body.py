@@ -11,6 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from qexport.errors import UsageError
+
 __all__ = ["DOMAIN", "MAX_OPSET", "MIN_OPSET", "VERSION", "Body", "Operator"]
 
 DOMAIN = "ai.qexport"
@@ -55,8 +57,6 @@ class Operator:
         Raises:
             UsageError: no body for that version.
         """
-        from qexport.errors import UsageError
-
         if not MIN_OPSET <= opset <= MAX_OPSET:
             raise UsageError(
                 f"function bodies are written for opset {MIN_OPSET} to {MAX_OPSET}, got {opset}; "
