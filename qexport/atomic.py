@@ -25,17 +25,42 @@ def disk_errors(target: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if _is_full(error, target):
             raise DiskFullError(
                 f"no space left while writing {target}; free some space or choose another --output, "
                 "nothing that existed there was changed"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise UsageError(
-                f"cannot write {target}: {error.strerror}; choose another --output"
-            ) from error
+        if isinstance(error, OSError) and error.errno in _FORBIDDEN:
+            raise UsageError(f"cannot write {target}: {error.strerror}; choose another --output") from error
         raise
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_WRITERS = ("iostream error", "inline_container", "PytorchStreamWriter")
+
+
+def _is_full(error: BaseException | None, target: Path) -> bool:
+    """Whether `error`, or one it came from, says that the disk is full.
+
+    The writers of torch and safetensors do not pass the system's error number on: theirs are told by their
+    text, and torch's, which does not name the cause, by the space that is left.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        text = str(error)
+        if "os error 28" in text or (any(name in text for name in _WRITERS) and _free_bytes(target) < 2**20):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _free_bytes(target: Path) -> int:
+    while not target.exists() and target != target.parent:
+        target = target.parent
+    return shutil.disk_usage(target).free
 
 
 def check_output(output: Path, *, force: bool) -> None:

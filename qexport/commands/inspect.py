@@ -28,7 +28,7 @@ def inspect(
     """
     from qexport.graphs.inventory import inspect_file
 
-    inventory = inspect_file(file / "model.onnx" if file.is_dir() else file)
+    inventory = inspect_file(file)
     if json:
         console.print_json(inventory.to_json(tensors=tensors))
         return
