@@ -30,6 +30,7 @@ from qexport.graphs.rewrites import (
     lower_embedding,
     lower_linear,
     lower_linear_weight_only,
+    reorder_gelu,
     simplify_reshape,
 )
 
@@ -160,6 +161,7 @@ LOWERINGS = (
 
 PASSES = (
     Pass("fold-transpose", _rules(fold_transpose.rules)),
+    Pass("drop-identities", _ir_pass(common.IdentityEliminationPass())),
     Pass("fold-constants", _fold_constants),
     *LOWERINGS,
     Pass("drop-identities", _ir_pass(common.IdentityEliminationPass())),
@@ -170,6 +172,7 @@ PASSES = (
     Pass("merge-constants", _merge_constants),
     Pass("merge-nodes", _ir_pass(common.CommonSubexpressionEliminationPass())),
     Pass("simplify-reshape", _rules(simplify_reshape.rules)),
+    Pass("reorder-gelu", _rules(reorder_gelu.rules)),
     Pass("drop-unused", _ir_pass(common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass())),
     Pass("drop-metadata", _ir_pass(common.ClearMetadataAndDocStringPass())),
     Pass("shorten-names", _shorten_names),
@@ -248,7 +251,7 @@ def finish(model: ir.Model, target: Target, metadata: Mapping[str, str], version
     proto.opset_import.append(onnx.helper.make_opsetid("", target.opset))
     if used:
         proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
-    del proto.graph.value_info[:]
+    _keep_few_shapes(proto.graph)
     if target.inline and used:
         proto = _inline(proto)
     onnx.helper.set_model_props(proto, dict(metadata))
@@ -260,6 +263,19 @@ def finish(model: ir.Model, target: Target, metadata: Mapping[str, str], version
             f"the exported graph is not valid ONNX, please report this model: {words}"
         ) from error
     return proto
+
+
+def _keep_few_shapes(graph: onnx.GraphProto) -> None:
+    """Drop stored shapes but those that ONNX Runtime cannot find itself and needs to fuse Add with LayerNorm."""
+    wanted = {
+        name
+        for node in graph.node
+        if node.op_type == "Range" or node.op_type.endswith(("MatMul", "Gather"))
+        for name in node.output
+    }
+    kept = [value for value in graph.value_info if value.name in wanted]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def _compact(function: onnx.FunctionProto) -> onnx.FunctionProto:
@@ -285,5 +301,4 @@ def _inline(proto: onnx.ModelProto) -> onnx.ModelProto:
     )
     result = ir.serde.serialize_model(inlined)
     result.ir_version = proto.ir_version
-    del result.graph.value_info[:]
     return result

@@ -1,7 +1,7 @@
 """Fold the transpose of a weight into the stored weight, under the weight's own name.
 
     before   Transpose(w), w an initializer
-    after    w', stored transposed; named as w when nothing else reads w
+    after    Identity(w'), stored transposed; named as w when nothing else reads w
 
 Parity   equal bits.
 Why      torch stores a linear layer's weight [N, K], MatMul reads [K, N]; generic constant folding would lose
@@ -45,7 +45,9 @@ def _after(op: Any, y: ir.Value, w: ir.Value, **_: Any) -> ir.Value:
         w.name = f"{name}.untransposed"
     else:
         name = f"{name}.{'_'.join(map(str, perm))}"
-    return initializer(graph, name, np.transpose(array, perm))
+    # an Identity, since the rewriter gives a value that replaces another one that one's name
+    stored: ir.Value = op.Identity(initializer(graph, name, np.transpose(array, perm)))
+    return stored
 
 
 rules = RewriteRuleSet([RewriteRule(_before, _after, _applies, name="fold-transpose")])

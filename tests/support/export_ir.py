@@ -1,0 +1,106 @@
+"""The export IR in numpy, for onnx.reference: what a graph computes before it is lowered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+Array = npt.NDArray[Any]
+FLOOR = np.float32(1.2e-32)
+
+
+def codes_of(
+    x: Array, act: str, clip: float, stored: Array | None, axes: int | tuple[int, ...] = -1
+) -> tuple[Array, Array]:
+    """Whole numbers in -127..127 as float64, and the scale."""
+    if clip > 0:
+        x = np.clip(x, np.float32(-clip), np.float32(clip))
+    if act == "static":
+        assert stored is not None
+        scale = np.asarray(stored, np.float32)
+    else:
+        largest = np.abs(x).max() if act == "dynamic-tensor" else np.abs(x).max(axis=axes, keepdims=True)
+        scale = np.maximum(np.asarray(largest, np.float32) / np.float32(127), FLOOR)
+    return np.clip(np.rint(x / scale), -127, 127).astype(np.float64), scale
+
+
+class QuantLinear(OpRun):
+    op_domain = "qexport"
+
+    def _run(self, x: Array, codes: Array, w_scale: Array, bias: Array, a_scale: Array | None = None, *, name: str = "",
+             w_bits: int = 2, act: str = "none", a_bits: int = 8, clip: float = 0.0) -> tuple[Array]:  # fmt: skip
+        if act == "none":
+            weight = codes.astype(np.float32) * w_scale.reshape(-1, 1)
+            return ((x @ weight.T + bias).astype(np.float32),)
+        a, scale = codes_of(x, act, clip, a_scale)
+        acc = (a @ codes.T.astype(np.float64)).astype(np.float32)
+        return (acc * (scale * w_scale) + bias,)
+
+
+class QuantEmbedding(OpRun):
+    op_domain = "qexport"
+
+    def _run(
+        self, ids: Array, codes: Array, scale: Array, *, name: str = "", w_bits: int = 2
+    ) -> tuple[Array]:
+        return (codes[ids].astype(np.float32) * scale[ids][..., None],)
+
+
+class QuantAttention(OpRun):
+    op_domain = "qexport"
+
+    def _run(self, q: Array, k: Array, v: Array, mask: Array, q_scale: Array | None = None, k_scale: Array | None = None,
+             p_scale: Array | None = None, v_scale: Array | None = None, *, name: str = "", act: str = "dynamic-token",
+             a_bits: int = 8, clip: float = 0.0, scaling: float = 1.0, quantize_qk: int = 1, quantize_p: int = 1,
+             quantize_v: int = 1) -> tuple[Array]:  # fmt: skip
+        qc, qs = codes_of(q, act, clip, q_scale)
+        kc, ks = codes_of(k, act, clip, k_scale)
+        acc = (qc @ kc.swapaxes(-1, -2)).astype(np.float32)
+        scores = acc * ((qs * np.float32(scaling)) * (ks.swapaxes(-1, -2) if ks.ndim else ks))
+        scores = scores + np.where(mask, np.float32(0), np.float32(-10000))
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        p = p / p.sum(-1, keepdims=True)
+        if not quantize_p:
+            return ((p @ v).astype(np.float32),)
+        pc, ps = codes_of(p, act, 0.0, p_scale)
+        kept = v * mask.swapaxes(-1, -2) if act == "dynamic-token" else v
+        _, vs = codes_of(kept, act, clip, v_scale, axes=(-2, -1))
+        vc = np.clip(np.rint(np.clip(v, -clip, clip) / vs if clip > 0 else v / vs), -127, 127).astype(
+            np.float64
+        )
+        return ((pc @ vc).astype(np.float32) * (ps * vs),)
+
+
+def run_reference(model: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
+    """First output on ONNX's own evaluator; `qexport` nodes are known."""
+    evaluator = ReferenceEvaluator(model, new_ops=[QuantLinear, QuantEmbedding, QuantAttention])
+    return np.asarray(evaluator.run(None, feeds)[0])
+
+
+def model_of(nodes: list[onnx.NodeProto], inputs: dict[str, tuple[int, list[Any]]], output: tuple[str, list[Any]],
+             constants: dict[str, Array]) -> ir.Model:  # fmt: skip
+    """A graph of export IR and standard nodes."""
+    graph = helper.make_graph(
+        nodes,
+        "before",
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
+        [helper.make_tensor_value_info(output[0], onnx.TensorProto.FLOAT, output[1])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("qexport", 1)]
+    return ir.serde.deserialize_model(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+def node(kind: str, inputs: list[str], output: str = "y", **attributes: Any) -> onnx.NodeProto:
+    """An export IR node; `name` is an attribute of it, not the name of the node."""
+    name = attributes.pop("name", "")
+    made = helper.make_node(kind, inputs, [output], domain="qexport", **attributes)
+    made.attribute.append(helper.make_attribute("name", name))
+    return made
