@@ -38,9 +38,7 @@ def dynamic_int8(fp32: Path, folder: Path) -> tuple[Path, str]:
             fp32, output, per_channel=signed, weight_type=QuantType.QInt8 if signed else QuantType.QUInt8
         )
     except Exception as error:  # ValueError, RuntimeError, DecodeError: the quantiser has no error type
-        raise UnsupportedModelError(
-            f"ONNX Runtime cannot quantise {fp32} to int8 ({error}); pass --no-int8"
-        ) from error
+        raise UnsupportedModelError(f"ONNX Runtime cannot quantise {fp32} to int8 ({error})") from error
     finally:
         logger.setLevel(level)
     kind = "int8 per column" if signed else "uint8 per matrix"

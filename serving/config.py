@@ -43,7 +43,7 @@ class VerifyConfig:
     processes: int = 3
     """Child processes per file for load time and peak memory; 0 leaves them out."""
     layer_tolerance: float = LAYER_TOLERANCE
-    """Largest difference of a LayerNorm output that still counts as the same."""
+    """Mean absolute difference of a LayerNorm output that still counts as the same."""
     max_drop: float | None = None
     """Gate: points of the main metric that may be lost, paired with the teacher (else the FP32 baseline)."""
     min_agreement: float | None = None

@@ -24,11 +24,12 @@ __all__ = [
     "layer_outputs",
 ]
 
-LAYER_TOLERANCE = 1e-2
-"""Default largest difference of a LayerNorm output (unit scale) that still counts as the same layer.
+LAYER_TOLERANCE = 0.05
+"""Default mean absolute difference of a LayerNorm output (unit scale) that still counts as the same layer.
 
-One 8-bit code that rounds the other way moves a LayerNorm output by about 2e-3 on BERT-size models; a wrong
-scale, mask or weight moves it by 1e-1 and more.
+The mean, not the largest: where an activation lies between two 8-bit codes, rounding in another order picks
+the other one, and single values then drift by up to 0.3 over six layers of a healthy 2-2-8 MiniLM, while the
+mean stays below 0.02. A wrong scale, mask or weight moves the mean of its own layer by 0.1 and more.
 """
 
 
@@ -105,7 +106,7 @@ class LayerDifference:
     mean_abs: float
     """Mean absolute difference over the same tokens."""
     within: bool
-    """max_abs is at most the tolerance."""
+    """mean_abs is at most the tolerance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class LayerTrace:
     """Every LayerNorm in graph order, and the first that parts."""
 
     tolerance: float
-    """Largest difference that counts as the same."""
+    """Mean absolute difference that still counts as the same."""
     layers: list[LayerDifference]
     """In graph order."""
     first: str | None = field(default=None)
@@ -231,7 +232,7 @@ def compare_layers(
         model: the exported folder.
         batch: int64 [B, S] feeds, the same that PyTorch saw.
         reference: PyTorch module path -> its output, float32 [B, S, D].
-        tolerance: largest absolute difference that counts as the same.
+        tolerance: mean absolute difference that counts as the same.
         layers: (module path, ONNX value) in graph order; None reads them from qexport.json.
         threads: threads of the session.
     Raises:
@@ -260,7 +261,7 @@ def compare_layers(
             )
         difference = np.where(np.isfinite(ours) & np.isfinite(theirs), np.abs(ours - theirs), np.inf)
         kept = difference[mask] if mask.any() and difference.shape[:2] == mask.shape else difference
-        largest = float(kept.max())
-        found.append(LayerDifference(module, value, largest, float(kept.mean()), largest <= tolerance))
+        mean = float(kept.mean())
+        found.append(LayerDifference(module, value, float(kept.max()), mean, mean <= tolerance))
     first = next((layer.module for layer in found if not layer.within), None)
     return LayerTrace(tolerance, found, first)

@@ -266,30 +266,37 @@ def histogram_plot(report: Report) -> str:
 
 
 def layers_plot(report: Report) -> str:
-    """Largest difference of each LayerNorm in graph order, with the tolerance; "" without layers."""
+    """Mean and largest difference of each LayerNorm in graph order, with the tolerance; "" without layers."""
     trace = report.layers
     if trace is None or not trace.layers:
         return ""
-    values = np.array([min(layer.max_abs, 1e9) for layer in trace.layers])
-    floor = 1e-8
-    heights = np.maximum(values, floor)
+    floor = 1e-9  # a difference of zero has no place on a log scale
+    mean, most = (
+        np.clip([getattr(layer, name) for layer in trace.layers], floor, 1e9)
+        for name in ("mean_abs", "max_abs")
+    )
 
     def draw(figure: Figure, axes: Axes) -> None:
-        places = np.arange(1, len(values) + 1)
-        axes.plot(places, heights, color=COLOURS["main"], marker="o", markersize=5)
+        places = np.arange(1, len(mean) + 1)
+        axes.plot(places, most, color=_MUTED, linewidth=1.2, marker="o", markersize=3)
+        axes.plot(places, mean, color=COLOURS["main"], marker="o", markersize=5)
         axes.axhline(trace.tolerance, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.annotate(f"tolerance {trace.tolerance:g}", (1, trace.tolerance), xytext=(0, 4),
-                      textcoords="offset points", color=_MUTED, va="bottom")  # fmt: skip
+        for text, value, shade in (
+            ("mean", float(mean[-1]), COLOURS["main"]), ("largest", float(most[-1]), _MUTED),
+            (f"tolerance {trace.tolerance:g}", trace.tolerance, _MUTED),
+        ):  # fmt: skip
+            ends.append((value, text, shade))
         axes.set_yscale("log")
-        axes.set_ylim(
-            min(float(heights.min()), trace.tolerance) / 3, max(float(heights.max()), trace.tolerance) * 4
-        )
+        axes.set_ylim(float(mean.min()) / 3, max(float(most.max()), trace.tolerance) * 4)
+        axes.set_xlim(0.5, len(mean) + 0.5)
         axes.set_xticks([place for place in places if (place - 1) % max(1, len(places) // 13) == 0])
         axes.minorticks_off()
         axes.grid(axis="y")
         axes.set_xlabel("LayerNorm, in graph order")
-        axes.set_ylabel("largest difference")
+        axes.set_ylabel("difference")
+        _end_labels(axes, len(mean) + 0.3, ends)
 
+    ends: list[tuple[float, str, str]] = []
     return _figure("layers", 5.6, 2.9, draw)
 
 
@@ -306,6 +313,6 @@ def contents_plot(report: Report) -> str:
 
     def draw(figure: Figure, axes: Axes) -> None:
         _bars(axes, [row["kind"] for row in parts], sizes, texts, [COLOURS["main"]] * len(parts))
-        axes.set_xlim(0, max(sizes) * 2.4)
+        axes.set_xlim(0, max(sizes) * 2.8)
 
     return _figure("contents", 5.6, 0.4 + 0.42 * len(parts), draw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "Report",
     "Rows",
     "json_schema",
+    "process_of",
 ]
 
 SCHEMA_VERSION = "1.0"
@@ -158,6 +160,8 @@ class Process:
     """Processes started, one after the other."""
     load_ms: float
     """Opening the file on ONNX Runtime: parse, optimise, fold."""
+    load_cpu_ms: float
+    """Processor time of the same: what a busy machine does not change."""
     first_run_ms: float
     """First run after loading, batch 1."""
     peak_bytes: int | None
@@ -166,6 +170,26 @@ class Process:
     """Peak minus what the interpreter, numpy and onnxruntime take before loading."""
     samples: list[Probe]
     """What each process measured."""
+
+
+def process_of(engine: str, samples: list[Probe]) -> Process:
+    """Medians over the processes that ran one file; at least one sample."""
+
+    def median(values: list[float]) -> float:
+        return float(statistics.median(values))
+
+    peaks = [sample.peak_bytes for sample in samples if sample.peak_bytes is not None]
+    added = [sample.model_bytes for sample in samples if sample.model_bytes is not None]
+    return Process(
+        engine=engine,
+        repeats=len(samples),
+        load_ms=median([sample.load_ms for sample in samples]),
+        load_cpu_ms=median([sample.load_cpu_ms for sample in samples]),
+        first_run_ms=median([sample.first_run_ms for sample in samples]),
+        peak_bytes=int(statistics.median(peaks)) if peaks else None,
+        model_bytes=int(statistics.median(added)) if added else None,
+        samples=samples,
+    )
 
 
 @dataclass(frozen=True, slots=True)

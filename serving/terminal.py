@@ -99,15 +99,19 @@ def print_report(report: Report, console: Console | None = None) -> None:
     out.print(summary_table(report))
     out.print()
     out.print(_parity_table(report))
+    if report.invariance is not None:
+        found = report.invariance
+        what = "bit-identical" if found.identical else f"logits differ by at most {found.max_abs:.1e}"
+        out.print(f"\n{found.rows} rows alone and inside padded batches: {what}", highlight=False)
     if report.layers is not None:
         trace = report.layers
-        worst = max(trace.layers, key=lambda layer: layer.max_abs)
+        worst = max(trace.layers, key=lambda layer: layer.mean_abs)
         text = (
             f"first layer that parts: {trace.first} (tolerance {trace.tolerance:g})"
             if trace.first
             else f"all {len(trace.layers)} LayerNorms within {trace.tolerance:g} of PyTorch; "
-            f"largest {worst.max_abs:.1e} at {worst.module}"
+            f"largest mean difference {worst.mean_abs:.1e} at {worst.module}"
         )
-        out.print(f"\n{escape(text)}", highlight=False)
+        out.print(escape(text), highlight=False)
     for note in report.notes:
         out.print(f"note: {escape(note)}", style="dim", highlight=False)

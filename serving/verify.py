@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qexport.errors import ShapeError, UsageError
+from qexport.errors import EnvironmentProblem, ShapeError, UnsupportedModelError, UsageError
 from qexport.serving import baselines, facts
 from qexport.serving.config import VerifyConfig
 from qexport.serving.evaluate import EvalRows, Runner, evaluate, metric_values
@@ -27,8 +27,8 @@ from qexport.serving.latency import LatencyCell, measure_latency
 from qexport.serving.machine import environment
 from qexport.serving.paired import score_interval
 from qexport.serving.parity import LayerTrace, Parity, compare_layers, compare_logits
-from qexport.serving.probe import probe
-from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Process, Report, Rows
+from qexport.serving.probe import Probe, probe
+from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Process, Report, Rows, process_of
 from qexport.serving.session import Batch, Float32Array, Session, model_file
 from qexport.serving.targets import Target, get_target
 
@@ -112,6 +112,8 @@ class _Run:
         self.engines = [
             Engine(self.main, name, f"{self.file.name} on target {self.main}", self.model.file_bytes)
         ]
+        # Opened before anything else, so that a foreign file costs no work.
+        self.runner = targets[0].open(self.file, mode=self.main, threads=config.threads[0])
         if config.baseline is not None:
             self._add_baselines(config.baseline, scratch)
         self.logits: list[dict[str, tuple[Float32Array, npt.NDArray[np.int64]]]] = [{} for _ in splits]
@@ -124,7 +126,11 @@ class _Run:
         if not self.config.int8:
             return
         self.say("quantising the FP32 baseline to dynamic int8 with ONNX Runtime")
-        path, what = baselines.dynamic_int8(file, scratch / "int8")
+        try:
+            path, what = baselines.dynamic_int8(file, scratch / "int8")
+        except UnsupportedModelError as error:
+            self.notes.append(f"no int8 baseline: {error}")
+            return
         self.files["int8"] = path
         self.engines.append(Engine("int8", "ORT int8", what, facts.file_bytes(path)))
 
@@ -196,11 +202,13 @@ class _Run:
         threads = self.config.threads[0]
         for target in self.targets:
             for mode in target.modes:
-                limit = None if mode == self.main else target.row_limit(mode)
-                if mode != self.main and self.config.target_rows is not None:
+                if mode == self.main:
+                    self._evaluate(mode, self.runner, None)
+                    continue
+                limit = target.row_limit(mode)
+                if self.config.target_rows is not None:
                     limit = self.config.target_rows
-                if mode != self.main:
-                    self.engines.append(Engine(mode, mode, f"{self.file.name} on target {mode}", None))
+                self.engines.append(Engine(mode, mode, f"{self.file.name} on target {mode}", None))
                 self._evaluate(mode, target.open(self.file, mode=mode, threads=threads), limit)
         for name in ("fp32", "int8"):
             if name in self.files:
@@ -291,7 +299,6 @@ class _Run:
     def _invariance(self, most: int = 16) -> Invariance:
         """Run a few rows alone, without padding, and compare with their logits inside the batches."""
         rows = self.splits[0]
-        runner = self.targets[0].open(self.file, mode=self.main, threads=self.config.threads[0])
         batched, positions = self.logits[0][self.main]
         place = {int(row): index for index, row in enumerate(positions)}
         largest, identical, done = 0.0, True, 0
@@ -300,7 +307,7 @@ class _Run:
                 mask = np.asarray(batch.get("attention_mask", np.ones_like(batch["input_ids"])))[index]
                 length = max(1, int(np.flatnonzero(mask).max(initial=0)) + 1)
                 alone = {name: np.asarray(value)[index : index + 1, :length] for name, value in batch.items()}
-                single = np.asarray(runner.run(alone)["logits"], dtype=np.float32)[0]
+                single = np.asarray(self.runner.run(alone)["logits"], dtype=np.float32)[0]
                 inside = batched[place[int(rows.positions[start + index])]]
                 largest = max(largest, float(np.abs(single - inside).max()))
                 identical &= bool(np.array_equal(single, inside))
@@ -346,20 +353,16 @@ class _Run:
     def _processes(self) -> list[Process]:
         repeats = self.config.processes
         length = min(max(self.config.lengths), Session(self.file).position_limit)
-        found = []
-        for name, file in self.files.items() if repeats > 0 else ():
-            samples = [probe(file, length=length, threads=self.config.threads[0]) for _ in range(repeats)]
-            peaks = [sample.peak_bytes for sample in samples if sample.peak_bytes is not None]
-            added = [sample.model_bytes for sample in samples if sample.model_bytes is not None]
-            found.append(
-                Process(
-                    name, repeats, float(np.median([sample.load_ms for sample in samples])),
-                    float(np.median([sample.first_run_ms for sample in samples])),
-                    int(np.median(peaks)) if peaks else None,
-                    int(np.median(added)) if added else None, samples,
-                )
-            )  # fmt: skip
-            self.say(f"load and memory: {name} loads in {found[-1].load_ms:.0f} ms")
+        samples: dict[str, list[Probe]] = {name: [] for name in self.files}
+        try:
+            for _ in range(repeats):  # in turns, so that a busy moment hits every file
+                for name, file in self.files.items():
+                    samples[name].append(probe(file, length=length, threads=self.config.threads[0]))
+        except EnvironmentProblem as error:  # a system that starts no processes still has every other number
+            self.notes.append(f"load time and memory are incomplete: {error}")
+        found = [process_of(name, taken) for name, taken in samples.items() if taken]
+        for process in found:
+            self.say(f"load and memory: {process.engine} loads in {process.load_ms:.0f} ms")
         return found
 
     def _gates(self, drops: list[Drop], parity: list[Parity], latency: list[LatencyCell]) -> list[Gate]:
@@ -387,7 +390,8 @@ class _Run:
                 (cell for cell in latency if (cell.engine, cell.length, cell.threads)
                  == (self.main, length, config.threads[0])), None,
             )  # fmt: skip
-            what = f"median latency at {length} tokens, {config.threads[0]} thread(s)"
+            threads = config.threads[0]
+            what = f"median latency at {length} tokens, {threads} thread{'s' * (threads > 1)},"
             gates.append(
                 at_most("max-latency-ms", config.max_latency_ms, cell.p50_ms if cell else None, "ms", what)
             )

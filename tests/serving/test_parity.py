@@ -82,11 +82,12 @@ def test_layers_name_the_first_that_parts(make_folder: MakeFolder) -> None:
     reference["first.LayerNorm"][1, 2] += 9.0  # a padded token does not count
     assert compare_layers(folder, batch, reference, layers=LAYERS).first is None
 
-    reference["last.LayerNorm"][0, 3] += 0.5
+    reference["last.LayerNorm"][0] += 0.5
     found = compare_layers(folder, batch, reference, layers=LAYERS, tolerance=0.1)
     assert found.first == "last.LayerNorm"
     assert [layer.within for layer in found.layers] == [True, False]
     assert found.layers[1].max_abs == pytest.approx(0.5, abs=1e-5)
+    assert found.layers[1].mean_abs == pytest.approx(0.25, abs=1e-5)  # one row of two
 
     reference["first.LayerNorm"][0, 0, 0] = np.nan
     assert compare_layers(folder, batch, reference, layers=LAYERS).first == "first.LayerNorm"

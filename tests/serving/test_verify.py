@@ -7,9 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
-from qexport.errors import GateFailed, ShapeError, UnknownNameError, UnsupportedModelError, UsageError
+from qexport.errors import (
+    EnvironmentProblem,
+    GateFailed,
+    ShapeError,
+    UnknownNameError,
+    UnsupportedModelError,
+    UsageError,
+)
 from qexport.serving.evaluate import evaluate
 from qexport.serving.report import Report
 from qexport.serving.session import Session
@@ -170,9 +179,6 @@ def test_layers_come_into_the_report(make_folder: MakeFolder, toy: SimpleNamespa
 def test_a_row_depends_on_its_neighbours_when_the_graph_mixes_rows(
     make_folder: MakeFolder, toy: SimpleNamespace
 ) -> None:
-    import onnx
-    from onnx import helper
-
     folder = make_folder()
     model = onnx.load(folder / "model.onnx")
     model.graph.node[-1].output[0] = "own"
@@ -238,6 +244,39 @@ def test_a_model_baseline_or_target_that_cannot_be_is_named_before_work(
     with pytest.raises(UnsupportedModelError, match="does not exist"):
         verify(quick(make_folder("m"), baseline=tmp_path / "absent"), rows, report=lines.append)
     assert lines == []
+
+
+def test_foreign_and_truncated_files_are_refused_with_exit_code_5(
+    make_folder: MakeFolder, toy: SimpleNamespace
+) -> None:
+    truncated = make_folder("truncated") / "model.onnx"
+    truncated.write_bytes(truncated.read_bytes()[:500])
+    foreign = make_folder("foreign") / "model.onnx"
+    model = onnx.load(foreign)
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "boxes"
+    onnx.save(model, foreign)
+    for file, message in ((truncated, "not a complete ONNX file"), (foreign, "not a text classifier.*boxes")):
+        with pytest.raises(UnsupportedModelError, match=message) as caught:
+            verify(quick(file), toy.make_rows(10))
+        assert caught.value.exit_code == 5 and "\n" not in str(caught.value)
+
+
+def test_what_only_a_baseline_or_a_process_lacks_becomes_a_note(
+    make_folder: MakeFolder, toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_int8(*_: Any) -> None:
+        raise UnsupportedModelError("cannot quantise")
+
+    def no_process(*_: Any, **__: Any) -> None:
+        raise EnvironmentProblem("no more processes")
+
+    monkeypatch.setattr("qexport.serving.baselines.dynamic_int8", no_int8)
+    monkeypatch.setattr("qexport.serving.verify.probe", no_process)
+    folder = make_folder()
+    report = verify(quick(folder, baseline=folder, processes=1), toy.make_rows(10))
+    assert report.processes == [] and [engine.name for engine in report.engines][:2] == ["stock", "fp32"]
+    assert any("cannot quantise" in note for note in report.notes)
+    assert any("no more processes" in note for note in report.notes)
 
 
 def test_a_report_is_the_same_object_in_json(make_folder: MakeFolder, toy: SimpleNamespace) -> None:
