@@ -27,7 +27,7 @@ def classifier(
     head = rng.standard_normal((hidden, labels)).astype(np.float32)
     head += noise * np.random.default_rng(seed + 1).standard_normal(head.shape).astype(np.float32)
     names = inputs or ("input_ids", "attention_mask", "token_type_ids")
-    weights = {
+    weights: dict[str, Any] = {
         "table": table,
         "gain": np.ones(hidden, np.float32),
         "shift": np.zeros(hidden, np.float32),

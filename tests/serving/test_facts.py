@@ -61,7 +61,7 @@ def test_environment_names_versions_and_neither_host_nor_user() -> None:
 def test_vnni_follows_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     from qexport.serving import machine
 
-    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for flags, expected in (("avx avx2 fma", False), ("avx2 avx512_vnni", True), ("avx2 avx_vnni", True)):
         monkeypatch.setattr(
             machine, "_cpuinfo", lambda flags=flags: f"model name\t: test\nflags\t\t: {flags}\n"
@@ -69,5 +69,5 @@ def test_vnni_follows_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
         assert has_vnni() is expected
         assert set(cpu_flags()) == set(flags.split())
     monkeypatch.setattr(machine, "_cpuinfo", lambda: "")
-    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert has_vnni() and cpu_flags() == []

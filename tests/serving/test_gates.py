@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qexport.serving.gates import at_least, at_most, drop_gate, rows_to_decide
+from qexport.serving.gates import Gate, at_least, at_most, drop_gate, rows_to_decide
 from qexport.serving.paired import score_interval
 
 
-def gate(low: float, drop: float, high: float, limit: float = 1.0, rows: int = 400):  # type: ignore[no-untyped-def]
+def gate(low: float, drop: float, high: float, limit: float = 1.0, rows: int = 400) -> Gate:
     found = SimpleNamespace(drop=drop / 100, low=low / 100, high=high / 100)
     return drop_gate(limit, found, metric="accuracy", against="teacher", split="validation", rows=rows)
 
