@@ -1,0 +1,122 @@
+"""Options of a run: each one changes what it says it changes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import save_model, write_reviews
+
+import qexport
+from qexport.training.config import TrainConfig
+from qexport.training.data import encode, load_task_data, load_tokenizer
+from qexport.training.trainer import predict_logits, train
+
+
+def run(folder: Path, name: str, **values: Any) -> Path:
+    """Train on the reviews of `folder` and return the output."""
+    defaults: dict[str, Any] = {
+        "method": "fp32",
+        "model": str(folder / "start"),
+        "train_file": folder / "train.csv",
+        "eval_file": folder / "eval.csv",
+        "batch_size": 16,
+        "lr": 3e-3,
+        "dropout": 0.0,
+        "threads": 1,
+        "max_steps": 8,
+        "logging_steps": 1,
+    }
+    train(TrainConfig(output=folder / name, **{**defaults, **values}))
+    return folder / name
+
+
+def history(output: Path) -> list[dict[str, float]]:
+    lines: list[dict[str, float]] = json.loads((output / "qexport_train.json").read_text())["history"]
+    return lines
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_reviews(tmp_path / "train.csv", 128, 1, words=2)
+    write_reviews(tmp_path / "eval.csv", 32, 2, words=2)
+    save_model(tmp_path / "start")
+    return tmp_path
+
+
+def test_gradient_accumulation_equals_the_larger_batch(folder: Path) -> None:
+    whole = run(folder, "whole", group_by_length=False)
+    parts = run(folder, "parts", group_by_length=False, batch_size=8, gradient_accumulation=2)
+    a, b = ([line["loss"] for line in history(output) if "loss" in line] for output in (whole, parts))
+    assert len(a) == 8 and b == pytest.approx(a, rel=1e-4)
+
+
+def test_early_stopping_stops_when_the_metric_stays(folder: Path) -> None:
+    output = run(folder, "early", lr=1e-9, max_steps=40, eval_steps=2, early_stopping=2)
+    assert max(line["step"] for line in history(output)) == 6
+
+
+def test_tensorboard_leaves_its_event_file_in_the_output(folder: Path) -> None:
+    output = run(folder, "board", logging="tensorboard")
+    assert list(output.glob("runs/**/events.out.tfevents.*"))
+    assert not list(run(folder, "quiet").glob("runs"))
+
+
+def test_bf16_trains_and_differs_from_float32(folder: Path) -> None:
+    losses = [
+        [line["loss"] for line in history(run(folder, name, bf16=bf16)) if "loss" in line]
+        for name, bf16 in (("full", False), ("half", True))
+    ]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_loss_weights_leave_terms_out(folder: Path) -> None:
+    output = run(
+        folder,
+        "student",
+        method="ternarybert",
+        model=None,
+        teacher=str(folder / "start"),
+        attention_weight=0.0,
+        label_weight=0.5,
+    )
+    names = {name for line in history(output) for name in line if name.startswith("loss_")}
+    assert names == {"loss_hidden", "loss_logits", "loss_label"}
+
+
+def test_max_length_cuts_the_sentences(folder: Path) -> None:
+    output = run(folder, "short", max_length=4)
+    assert json.loads((output / "qexport_train.json").read_text())["max_length"] == 4
+
+
+def test_regression_learns_a_number(folder: Path) -> None:
+    for name, rows in (("train", 192), ("eval", 48)):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("text", "score"))
+            for row in range(rows):
+                count = row % 6
+                writer.writerow((" ".join(["the film is", *["very"] * count, "good"]), count / 2))
+    start = save_model(folder / "number", num_labels=1)
+    values = {"regression": True, "label_column": "score", "max_steps": 120, "logging_steps": 20}
+    teacher = run(folder, "teacher", model=str(start), **values)
+    report = json.loads((teacher / "qexport_train.json").read_text())
+    assert report["kind"] == "regression" and report["metrics"]["validation/pearson"] > 0.95
+    student = run(folder, "student", method="ternarybert", model=None, teacher=str(teacher), **values)
+    report = json.loads((student / "qexport_train.json").read_text())
+    assert report["metrics"]["validation/pearson"] > 0.85
+
+
+def test_predictions_keep_the_order_of_the_rows(folder: Path) -> None:
+    output = run(folder, "model", max_steps=60)
+    data = load_task_data(None, train_file=folder / "train.csv", eval_file=folder / "eval.csv")
+    encoded = encode(next(iter(data.evals.values())), load_tokenizer(output), 16)
+    model = qexport.load(output)
+    one, many = (predict_logits(model, encoded, pad_id=0, batch_size=size) for size in (1, 7))
+    assert one.shape == (32, 2)
+    assert abs(one - many).max() < 1e-4
+    assert (one.argmax(-1) == encoded.labels).mean() > 0.9
