@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,9 +59,12 @@ def trail(tmp_path_factory: pytest.TempPathFactory, run: Callable[..., None]) ->
     """Everything from an encoder to two exported folders."""
     root = tmp_path_factory.mktemp("trail")
     os.environ.setdefault("QEXPORT_CACHE", str(root / "cache"))
+    encoder = save_model(root / "encoder")
+    settings = {"pad_token": "[PAD]", "model_max_length": 40, "tokenizer_class": "PreTrainedTokenizerFast"}
+    (encoder / "tokenizer_config.json").write_text(json.dumps(settings))
     made = Trail(
         root=root,
-        encoder=save_model(root / "encoder"),
+        encoder=encoder,
         train_file=write_reviews(root / "train.csv", 96, seed=1),
         eval_file=write_reviews(root / "eval.csv", 48, seed=2),
         teacher=root / "teacher",
