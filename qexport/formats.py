@@ -51,4 +51,4 @@ def parse_bits(text: str) -> Bits:
 
 def max_code(bits: int) -> int:
     """The largest code of a symmetric signed format: 2**(bits - 1) - 1; 1 for ternary, 127 for 8 bits."""
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1

@@ -18,103 +18,109 @@ __all__ = ["TrainConfig"]
 class TrainConfig:
     """One training run: a teacher (`fp32`) or a low-bit student.
 
-    Fields that are None take the method's own default, see training/recipes.
+    The text under a field is its help on the command line. Where a field is None and its text names no other
+    default, the method's own holds (training/recipes).
     """
 
     method: str
-    """Registered method: fp32, ternarybert, ternarybert-lat, q8bert."""
+    """Method: fp32, ternarybert, ternarybert-lat or q8bert."""
     output: Path
-    """Folder of the trained model, Hugging Face layout."""
+    """Folder for the trained model, Hugging Face layout."""
     task: str | None = None
-    """Registered task such as sst2; None for the user's own files."""
+    """Registered task such as sst2; or give your own files with --data and --eval."""
     model: str | None = None
-    """Encoder to start from: folder, hub id, or "minilm" (the packaged all-MiniLM-L6-v2); methods without a teacher."""
+    """Encoder to start from: folder, hub id, or minilm (the packaged all-MiniLM-L6-v2); default: the teacher,
+    or minilm where there is none."""
     teacher: str | None = None
-    """Fine-tuned FP32 folder (or hub id): distillation target and, without `model`, the student's start."""
+    """Fine-tuned float model, folder or hub id: what is distilled and, without --model, where the student
+    starts."""
     bits: str | None = None
-    """Bits of weights - embeddings - activations, W-E-A such as 2-2-8."""
+    """Bits of weights - word embedding - activations, such as 2-2-8; 2 is ternary."""
     activations: str | None = None
-    """dynamic-token, dynamic-tensor or static; see docs/methods.md."""
+    """Scales of activations: dynamic-token (one per token), dynamic-tensor (one per batch) or static (an
+    average of the training, then fixed)."""
     granularity: str | None = None
     """Scales of a weight matrix: row (one per output) or matrix (one)."""
     activation_clip: float | None = None
-    """Clip activations to [-c, c] before quantising; 0 for no clip. TernaryBERT as published: 2.5."""
+    """Clip activations to [-c, c] before they are quantised; 0 for no clip; TernaryBERT as published: 2.5."""
     position_bits: int | None = None
-    """Bits of the position embedding table: 8 or 32."""
+    """Bits of the position embedding: 8 or 32."""
     as_published: bool = False
-    """Take every quantiser setting from the paper's released code instead of qexport's deployable defaults."""
+    """Quantise as the paper's released code does instead of by qexport's defaults, as far as docs/methods.md
+    says; single quantisation options still win."""
 
     data_dir: Path | None = None
     """Folder with GLUE's own TSV files."""
     train_file: Path | None = None
-    """Own training file: CSV, TSV or JSONL."""
+    """Own training file: CSV, TSV or JSONL; needs --eval too."""
     eval_file: Path | None = None
-    """Own evaluation file."""
+    """Own evaluation file: CSV, TSV or JSONL."""
     text_column: str | None = None
-    """Column with the (first) text of the own files."""
+    """Column with the (first) text of the own files; default: a usual name such as text or sentence."""
     text_pair_column: str | None = None
-    """Column with the second text of the own files."""
+    """Column with the second text of the own files; default: a usual name such as sentence2, for pairs."""
     label_column: str | None = None
-    """Column with the label of the own files."""
+    """Column with the label of the own files; default: label."""
     regression: bool = False
     """Labels of the own files are numbers to predict, not classes."""
     train_samples: int | None = None
-    """Use a random part of the training rows, drawn with `seed`."""
+    """Keep only so many training rows, drawn at random with --seed; default: all."""
     eval_samples: int | None = None
-    """Use a random part of the evaluation rows, drawn with `seed`."""
+    """Keep only so many rows of each evaluation split, drawn at random with --seed; default: all."""
 
     epochs: float | None = None
-    """Passes over the training rows."""
+    """Passes over the training rows; default: 3."""
     max_steps: int | None = None
-    """Stop after this many optimiser steps; overrides `epochs`."""
+    """Stop after so many optimiser steps; overrides --epochs."""
     lr: float | None = None
-    """Peak learning rate."""
+    """Peak learning rate; default: 5e-5 for fp32, 2e-5 for the other methods."""
     batch_size: int | None = None
-    """Sentences per process and forward pass."""
+    """Rows in a forward pass of one process; default: 32."""
     eval_batch_size: int = 64
-    """Sentences per evaluation batch."""
+    """Rows in an evaluation batch."""
     gradient_accumulation: int = 1
-    """Forward passes per optimiser step."""
+    """Forward passes in an optimiser step."""
     warmup: float | None = None
-    """Part of the steps with rising learning rate, then linear decay to 0."""
+    """Fraction of the steps over which the learning rate rises; after them it falls linearly to 0; default:
+    0.1."""
     weight_decay: float | None = None
-    """Decoupled weight decay of matrices; biases and LayerNorm have none."""
+    """Decoupled weight decay of matrices and embeddings; biases and LayerNorm have none; default: 0.01."""
     max_length: int | None = None
-    """Longest sequence in tokens; default from the task."""
+    """Longest sequence in tokens; default: the task's, 64 or 128. A model with fewer positions lowers it."""
     dropout: float | None = None
-    """Dropout of hidden states and attention; None keeps the model's own."""
+    """Dropout of hidden states and attention; default: the model's own."""
     seed: int = 42
-    """Seed of shuffling, dropout, head initialisation and sampling."""
+    """Seed of shuffling, dropout, new task layers and drawn rows."""
     bf16: bool = False
-    """bfloat16 autocast; fast where the CPU or GPU multiplies bf16."""
+    """bfloat16 autocast; fast where the CPU or GPU multiplies bfloat16."""
     threads: int | None = None
-    """CPU threads of PyTorch; None leaves its own choice."""
+    """CPU threads of PyTorch; default: PyTorch's own choice."""
     group_by_length: bool = True
-    """Batches of similar length: less padding, other batch order than plain shuffling."""
+    """Batches of similar length: less padding, another order of rows than plain shuffling."""
 
     hidden_weight: float | None = None
-    """Weight of the hidden-state loss."""
+    """Weight of the loss between hidden states; default: 1 for TernaryBERT, else 0."""
     attention_weight: float | None = None
-    """Weight of the attention-score loss."""
+    """Weight of the loss between attention scores; default: 1 for TernaryBERT, else 0."""
     logits_weight: float | None = None
-    """Weight of the soft cross-entropy with the teacher's logits."""
+    """Weight of the loss between logits (soft cross-entropy); default: 1 for TernaryBERT, else 0."""
     label_weight: float | None = None
-    """Weight of the loss with the true labels."""
+    """Weight of the loss with the true labels; default: 0 for TernaryBERT, else 1."""
     temperature: float = 1.0
     """Temperature of the soft cross-entropy."""
 
     eval_steps: int | None = None
-    """Evaluate and checkpoint every so many optimiser steps; None: once per epoch."""
+    """Optimiser steps between two evaluations, each with a checkpoint; default: one epoch."""
     early_stopping: int | None = None
-    """Stop after this many evaluations without a better main metric."""
+    """Stop after so many evaluations in a row without a better main metric; default: never."""
     logging: str = "none"
-    """Extra log writer: none or tensorboard."""
+    """Extra log: none or tensorboard."""
     logging_steps: int = 50
     """Optimiser steps between two lines of the log."""
     resume: bool = False
     """Go on from the newest checkpoint in the output folder."""
     force: bool = False
-    """Replace an existing output folder."""
+    """Start anew in a folder that exists; a finished model there is replaced when this run ends."""
 
     def __post_init__(self) -> None:
         if self.task is None and self.train_file is None:
@@ -126,15 +132,36 @@ class TrainConfig:
         _one_of("--logging", self.logging, ("none", "tensorboard"))
         if self.position_bits not in (None, 8, 32):
             raise UsageError(f"--position-bits must be 8 or 32, got {self.position_bits}")
-        positive = ("epochs", "max_steps", "lr", "batch_size", "eval_batch_size", "gradient_accumulation",
-                    "max_length", "threads", "eval_steps", "early_stopping", "logging_steps", "temperature",
-                    "train_samples", "eval_samples")  # fmt: skip
+        positive = (
+            "epochs",
+            "max_steps",
+            "lr",
+            "batch_size",
+            "eval_batch_size",
+            "gradient_accumulation",
+            "max_length",
+            "threads",
+            "eval_steps",
+            "early_stopping",
+            "logging_steps",
+            "temperature",
+            "train_samples",
+            "eval_samples",
+        )
         for name in positive:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be greater than 0, got {value}")
-        for name in ("activation_clip", "warmup", "weight_decay", "hidden_weight", "attention_weight",
-                     "logits_weight", "label_weight", "dropout"):  # fmt: skip
+        for name in (
+            "activation_clip",
+            "warmup",
+            "weight_decay",
+            "hidden_weight",
+            "attention_weight",
+            "logits_weight",
+            "label_weight",
+            "dropout",
+        ):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be 0 or greater, got {value}")

@@ -1,7 +1,8 @@
 """Distillation losses between a student and a teacher of the same depth.
 
-Source: TernaryBERT (2020), section 3.3, with the conventions of its released code: padding positions are not excluded,
-scores of masked keys count as 0 on both sides, the soft cross-entropy is a mean over sentences and classes.
+Source: TernaryBERT (2020), section 3.3, with the conventions of its released code: padding positions are not
+excluded, scores of masked keys count as 0 on both sides, the soft cross-entropy is a mean over sentences and
+classes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 
 
 def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Sum over layers of the mean squared difference of masked scores before the softmax; tensors [B, H, S, S]."""
+    """Sum over layers of the mean squared difference of masked scores before the softmax.
+
+    Args:
+        student, teacher: float32 [B, H, S, S] of each layer; a score of -100 or less counts as 0.
+    """
     terms = []
     for s, t in zip(student, teacher, strict=True):
         s = torch.where(s <= _MASKED, torch.zeros_like(s), s)
@@ -32,8 +37,13 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     return torch.stack(terms).sum()
 
 
-def logits_loss(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, regression: bool = False) -> Tensor:
-    """Soft cross-entropy, mean over [B, C]; mean squared difference for regression (a single logit has no softmax)."""
+def logits_loss(
+    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, regression: bool = False
+) -> Tensor:
+    """Soft cross-entropy, mean over [B, C].
+
+    Regression takes the mean squared difference instead: the softmax of a single logit is always 1.
+    """
     if regression:
         return functional.mse_loss(student, teacher)
     soft = functional.softmax(teacher / temperature, dim=-1)

@@ -1,6 +1,7 @@
-"""The hook that lets AutoModel…from_pretrained load a student folder: quantisation method `qexport` of transformers.
+"""Quantisation method `qexport` of transformers: lets AutoModel…from_pretrained load a student folder.
 
-This module is imported while transformers is still importing itself, so it reads nothing of transformers but the registry.
+This module is imported while transformers is still importing itself, so it reads nothing of transformers but
+the registry.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class QexportQuantizationConfig(QuantizationConfigMixin):
 
     def __init__(self, **values: Any) -> None:
         values.pop("quant_method", None)
-        self.quant_method = QUANT_METHOD
+        self.quant_method: Any = QUANT_METHOD  # transformers' enum has only its own methods
         self.fields = QuantConfig(**values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,7 +17,15 @@ from qexport.errors import EnvironmentProblem, MissingPackageError, UnsupportedM
 from qexport.training.hf_quantizer import QexportQuantizer
 from qexport.training.student import ATTENTION_NAME, SUPPORTED_MODEL_TYPES
 
-__all__ = ["PACKAGED_MODEL", "QUANTIZER", "is_student", "load", "load_encoder", "quiet_transformers", "resolve_model"]
+__all__ = [
+    "PACKAGED_MODEL",
+    "QUANTIZER",
+    "is_student",
+    "load",
+    "load_encoder",
+    "quiet_transformers",
+    "resolve_model",
+]
 
 PACKAGED_MODEL = "minilm"
 """Name that stands for the packaged all-MiniLM-L6-v2."""
@@ -25,22 +33,27 @@ PACKAGED_MODEL = "minilm"
 QUANTIZER = QexportQuantizer
 """Importing it has registered the quantisation method with transformers."""
 
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence transformers' load reports and progress bars inside the block."""
-    level = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    log: Any = transformers.logging  # half of its functions have no types
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(level)
+        log.set_verbosity(level)
         if bars:
-            transformers.logging.enable_progress_bar()
+            log.enable_progress_bar()
 
 
 def resolve_model(name: str) -> str:
@@ -63,12 +76,17 @@ def resolve_model(name: str) -> str:
     if not looks_local:
         return name
     if not folder.is_dir():
-        raise UnsupportedModelError(f"{name}: no such model folder; train one with qexport train --method fp32")
+        raise UnsupportedModelError(
+            f"{name}: no such model folder; train one with qexport train --method fp32"
+        )
     if not (folder / "config.json").is_file():
         raise UnsupportedModelError(f"{name}: no config.json in this folder; it is not a model folder")
     if not any((folder / file).is_file() for file in _WEIGHT_FILES):
-        hint = ("it is an exported folder, give the folder written by qexport train"
-                if (folder / "model.onnx").is_file() else "its training did not finish or the file was not copied")  # fmt: skip
+        hint = (
+            "it is an exported folder, give the folder written by qexport train"
+            if (folder / "model.onnx").is_file()
+            else "its training did not finish or the file was not copied"
+        )
         raise UnsupportedModelError(f"{name}: no model.safetensors in this folder; {hint}")
     return str(folder)
 
@@ -89,7 +107,8 @@ def load_encoder(name: str, **kwargs: Any) -> PreTrainedModel:
             config = AutoConfig.from_pretrained(path, **kwargs)
             if config.model_type not in SUPPORTED_MODEL_TYPES:
                 raise UnsupportedModelError(
-                    f"{name}: model_type '{config.model_type}' is not supported; use one of {', '.join(SUPPORTED_MODEL_TYPES)}"
+                    f"{name}: model_type '{config.model_type}' is not supported; "
+                    f"use one of {', '.join(SUPPORTED_MODEL_TYPES)}"
                 )
             model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
                 path, config=config, dtype="float32"
@@ -124,7 +143,8 @@ def load(folder: str | Path) -> nn.Module:
     Raises:
         UnsupportedModelError: no such folder, no weights in it, or not a supported encoder.
     """
-    return load_encoder(str(folder)).eval()
+    model: nn.Module = load_encoder(str(folder))
+    return model.eval()
 
 
 def is_student(folder: str | Path) -> bool:
@@ -134,4 +154,3 @@ def is_student(folder: str | Path) -> bool:
         return False
     values = json.loads(file.read_text(encoding="utf-8"))
     return bool(values.get("quantization_config", {}).get("quant_method") == "qexport")
-

@@ -62,7 +62,10 @@ class QuantConfig:
             if value not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(map(str, allowed))}, got '{value}'")
         if self.quantize_probabilities != self.quantize_values:
-            raise UsageError("quantize_probabilities and quantize_values must be the same: P V is one product")
+            raise UsageError(
+                "quantize_probabilities and quantize_values must be the same, they feed one product; got "
+                f"{self.quantize_probabilities} and {self.quantize_values}"
+            )
 
     @property
     def wea(self) -> Bits:

@@ -1,8 +1,9 @@
 """The student: quantised modules, surgery on a Hugging Face encoder, the `qexport` attention function.
 
-In training mode the modules fake-quantise (floats on the quantised grid, straight-through gradients). In evaluation mode
-they compute with whole numbers, exactly as the exported ONNX operators do: the products are sums of integers below
-2**24, exact in float32, so PyTorch and ONNX Runtime differ only in LayerNorm, softmax, GELU and the float head.
+In training mode the modules fake-quantise (floats on the quantised grid, straight-through gradients). In
+evaluation mode they compute with whole numbers, exactly as the exported ONNX operators do: a product is a
+sum of integers, held in float32 while it stays below 2**24 and in int32 beyond. PyTorch and ONNX Runtime
+then differ only in LayerNorm, softmax, GELU and the float head.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def integer_matmul(a: Tensor, b: Tensor, bound: int) -> Tensor:
     Args:
         a: float32 [..., M, K].
         b: float32 [..., N, K].
-        bound: largest |a| times largest |b|; a block of K whose sum could pass 2**24 is split.
+        bound: largest |a| times largest |b|; where the sum over K could reach 2**24, K is split into blocks.
     Returns:
         float32 [..., M, N], the int32 accumulator converted to float.
     """
@@ -102,7 +103,11 @@ class _QuantWeight:
     def _codes(self) -> tuple[Tensor, Tensor]:
         """Codes float32 [N, K] and scale of the whole matrix, cached until the latent weight changes."""
         curvature = self.curvature if self.uses_curvature else None
-        key = (self.weight._version, self.weight.data_ptr(), None if curvature is None else curvature._version)
+        key = (
+            self.weight._version,
+            self.weight.data_ptr(),
+            None if curvature is None else curvature._version,
+        )
         cached = self.__dict__.get("_cache")
         if cached is None or cached[0] != key:
             with torch.no_grad():
@@ -123,8 +128,16 @@ class _QuantWeight:
 class QuantLinear(_QuantWeight, nn.Linear):
     """nn.Linear with a quantised weight and, unless `activation` is None, a quantised input."""
 
-    def __init__(self, linear: nn.Linear, *, bits: int, granularity: str, weight_quantizer: str = "twn",
-                 weight_clip: float = 0.0, activation: ActivationQuantizer | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        linear: nn.Linear,
+        *,
+        bits: int,
+        granularity: str,
+        weight_quantizer: str = "twn",
+        weight_clip: float = 0.0,
+        activation: ActivationQuantizer | None = None,
+    ) -> None:
         """Take over the parameters of `linear`."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -141,10 +154,14 @@ class QuantLinear(_QuantWeight, nn.Linear):
         """Float32 [..., K] -> float32 [..., N]."""
         if self.training:
             with torch.no_grad():
-                codes, scale = self._quantize(self.weight.detach(), self.curvature if self.uses_curvature else None)
+                codes, scale = self._quantize(
+                    self.weight.detach(), self.curvature if self.uses_curvature else None
+                )
                 quantized = codes.mul_(scale.unsqueeze(-1))
             weight = straight_through(self.weight, quantized, self.weight_clip)
-            return functional.linear(input if self.activation is None else self.activation(input), weight, self.bias)
+            return functional.linear(
+                input if self.activation is None else self.activation(input), weight, self.bias
+            )
         codes, scale = self._codes()
         if self.activation is None:
             return functional.linear(input, codes * scale.unsqueeze(-1), self.bias)
@@ -154,10 +171,11 @@ class QuantLinear(_QuantWeight, nn.Linear):
 
 
 class QuantEmbedding(_QuantWeight, nn.Embedding):
-    """nn.Embedding with a quantised table, one scale per row; only the rows that are looked up are quantised."""
+    """nn.Embedding with a quantised table, one scale per row; only rows that are looked up are quantised."""
 
-    def __init__(self, embedding: nn.Embedding, *, bits: int, weight_quantizer: str = "twn",
-                 weight_clip: float = 0.0) -> None:  # fmt: skip
+    def __init__(
+        self, embedding: nn.Embedding, *, bits: int, weight_quantizer: str = "twn", weight_clip: float = 0.0
+    ) -> None:
         """Take over the table of `embedding`."""
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
@@ -189,8 +207,9 @@ class AttentionQuantizers(nn.Module):
         super().__init__()
 
         def site(mode: str) -> ActivationQuantizer:
-            return ActivationQuantizer(mode, bits=config.wea.activation, clip=config.activation_clip,
-                                       ema=config.activation_ema)  # fmt: skip
+            return ActivationQuantizer(
+                mode, bits=config.wea.activation, clip=config.activation_clip, ema=config.activation_ema
+            )
 
         value_mode = "dynamic-sequence" if config.activations == "dynamic-token" else config.activations
         self.query, self.key = site(config.activations), site(config.activations)
@@ -198,16 +217,27 @@ class AttentionQuantizers(nn.Module):
         self.value = site(value_mode) if config.quantize_values else None
 
 
-def qexport_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-                      scaling: float | None = None, dropout: float = 0.0, **_: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Attention for transformers' AttentionInterface; quantised where `module.qexport_attention` holds quantisers.
+def qexport_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention for transformers' AttentionInterface.
+
+    Quantised where `module.qexport_attention` holds quantisers.
 
     Args:
         query, key, value: float32 [B, H, S, D].
         attention_mask: bool [B, 1, 1, S], true for real tokens, or None when nothing is masked.
     Returns:
-        context float32 [B, S, H, D]; masked scores before the softmax float32 [B, H, S, S], which transformers hands out as
-        `attentions`: distillation compares scores, not probabilities (TernaryBERT, section 3.3).
+        context float32 [B, S, H, D]; masked scores before the softmax float32 [B, H, S, S], which
+        transformers hands out as `attentions`: distillation compares scores, not probabilities
+        (TernaryBERT, section 3.3).
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     sites: AttentionQuantizers | None = getattr(module, "qexport_attention", None)
@@ -272,18 +302,31 @@ def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMod
             if bits.weight != 32 and (config.quantize_head or name not in _HEADS):
                 activation = None
                 if bits.activation != 32:
-                    activation = ActivationQuantizer(config.activations, bits=bits.activation,
-                                                     clip=config.activation_clip, ema=config.activation_ema)  # fmt: skip
-                replacement = QuantLinear(module, bits=bits.weight, granularity=config.granularity,
-                                          weight_quantizer=config.weight_quantizer,
-                                          weight_clip=config.weight_clip, activation=activation)  # fmt: skip
+                    activation = ActivationQuantizer(
+                        config.activations,
+                        bits=bits.activation,
+                        clip=config.activation_clip,
+                        ema=config.activation_ema,
+                    )
+                replacement = QuantLinear(
+                    module,
+                    bits=bits.weight,
+                    granularity=config.granularity,
+                    weight_quantizer=config.weight_quantizer,
+                    weight_clip=config.weight_clip,
+                    activation=activation,
+                )
         elif type(module) is nn.Embedding:
             width = {"word_embeddings": bits.embedding, "position_embeddings": config.position_bits}.get(
                 name.rsplit(".", 1)[-1], 32
             )
             if width != 32:
-                replacement = QuantEmbedding(module, bits=width, weight_quantizer=config.weight_quantizer,
-                                             weight_clip=config.weight_clip)  # fmt: skip
+                replacement = QuantEmbedding(
+                    module,
+                    bits=width,
+                    weight_quantizer=config.weight_quantizer,
+                    weight_clip=config.weight_clip,
+                )
         elif _is_self_attention(module) and bits.activation != 32:
             module.qexport_attention = AttentionQuantizers(config)
         if replacement is not None:

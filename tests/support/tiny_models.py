@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -42,18 +43,19 @@ def tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def tiny_model(model_type: str, seed: int = 0, *, spread: float = 0.2, **kwargs: object) -> PreTrainedModel:
+def tiny_model(model_type: str, seed: int = 0, *, spread: float = 0.2, **kwargs: Any) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         model_type, vocab_size=40, max_position_embeddings=40, pad_token_id=0, **_SIZES[model_type], **kwargs
     )
     config.initializer_range = spread
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    factory: Any = AutoModelForSequenceClassification
+    model: PreTrainedModel = factory.from_config(config)
     return model
 
 
-def save_model(folder: Path, model_type: str = "bert", **kwargs: object) -> Path:
-    tiny_model(model_type, **kwargs).save_pretrained(folder)  # type: ignore[arg-type]
+def save_model(folder: Path, model_type: str = "bert", **kwargs: Any) -> Path:
+    tiny_model(model_type, **kwargs).save_pretrained(folder)
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]", "model_max_length": 40}')
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -19,20 +20,44 @@ def losses(folder: Path, key: str) -> list[float]:
 
 @pytest.mark.parametrize("method", ["fp32", "ternarybert"])
 def test_two_processes_give_the_loss_curve_of_one_with_double_batch(tmp_path: Path, method: str) -> None:
-    # sentences of one length: a batch's padding, and with it the mean over positions, does not depend on its rows
+    # sentences of one length: padding, and with it the mean over positions, does not depend
+    # on how rows are put into batches
     train, evaluation = (write_reviews(tmp_path / f"{name}.csv", 96, words=2) for name in ("train", "eval"))
     start = save_model(tmp_path / "start", num_labels=2)
-    source = ["--model" if method == "fp32" else "--teacher", str(start)]
-    arguments = ["train", "--method", method, *source, "--data", str(train), "--eval", str(evaluation), "--max-steps", "8",
-                 "--logging-steps", "1", "--dropout", "0", "--lr", "1e-3", "--no-group-by-length", "--threads", "1"]  # fmt: skip
-    # accelerate starts several processes only under --multi_gpu; ACCELERATE_USE_CPU puts them on the CPU (gloo)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "QEXPORT_CACHE": str(tmp_path / "cache")}
-    one = [sys.executable, "-m", "qexport", *arguments, "--batch-size", "16", "--output", "one"]
-    two = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-           "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "qexport", *arguments,
-           "--batch-size", "8", "--output", "two"]  # fmt: skip
+    options = {
+        "--method": method,
+        "--model" if method == "fp32" else "--teacher": str(start),
+        "--data": str(train),
+        "--eval": str(evaluation),
+        "--max-steps": "8",
+        "--logging-steps": "1",
+        "--dropout": "0",
+        "--lr": "1e-3",
+        "--threads": "1",
+    }
+    arguments = ["-m", "qexport", "train", "--no-group-by-length", *itertools.chain(*options.items())]
+    # accelerate starts several processes only under --multi_gpu; ACCELERATE_USE_CPU puts them on the CPU
+    processes = {
+        "--num_processes": "2",
+        "--num_machines": "1",
+        "--mixed_precision": "no",
+        "--dynamo_backend": "no",
+        "--main_process_port": "0",
+    }
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", *itertools.chain(*processes.items())]
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "QEXPORT_CACHE": str(tmp_path / "cache"),
+    }
+    one = [sys.executable, *arguments, "--batch-size", "16", "--output", "one"]
+    two = [sys.executable, *launch, *arguments, "--batch-size", "8", "--output", "two"]
     for command in (one, two):
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     a, b = losses(tmp_path / "one", "loss"), losses(tmp_path / "two", "loss")
     assert len(a) == len(b) == 8

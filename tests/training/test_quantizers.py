@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,8 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qexport.formats import max_code
-from qexport.training.quantizers import ActivationQuantizer, loss_aware_ternary, minmax, ternary_weight_network
+from qexport.training.quantizers import (
+    ActivationQuantizer,
+    loss_aware_ternary,
+    minmax,
+    ternary_weight_network,
+)
 from qexport.training.quantizers.lat import loss_aware_ternary_exact
+
+Solver = Callable[[torch.Tensor, str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 W = torch.tensor([[0.9, -0.05, 0.4, -0.7], [0.02, -0.3, 0.55, -0.1]])
 PATTERN = [[1, 0, 1, -1], [0, -1, 1, 0]]
@@ -38,8 +46,8 @@ def test_twn_of_a_zero_row_is_zero_and_finite() -> None:
 
 
 @pytest.mark.parametrize("solver", [loss_aware_ternary, loss_aware_ternary_exact])
-def test_lat_reaches_the_known_optimum(solver: object) -> None:
-    codes, scale = solver(W, "matrix", D)  # type: ignore[operator]
+def test_lat_reaches_the_known_optimum(solver: Solver) -> None:
+    codes, scale = solver(W, "matrix", D)
     assert codes.tolist() == PATTERN
     assert scale.tolist() == pytest.approx([0.55625])
     assert float((D * (scale * codes - W) ** 2).sum()) == pytest.approx(0.234794, abs=1e-6)

@@ -17,6 +17,7 @@ from tiny_models import save_model
 
 import qexport
 from qexport.errors import Interrupted, OutputExistsError, UnknownNameError, UsageError
+from qexport.serving.machine import environment
 from qexport.training.config import TrainConfig
 from qexport.training.recipes import RECIPES
 from qexport.training.student import QuantLinear
@@ -58,7 +59,12 @@ def test_teacher_learns_and_its_folder_is_complete(teacher: Path) -> None:
     assert values["data"]["train_rows"] == 256 and len(values["data"]["fingerprint"]) == 64
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in teacher.iterdir()}
     assert not (teacher / "checkpoints").exists()
-    assert qexport.load(teacher).config.id2label == {0: "negative", 1: "positive"}
+    assert values["machine"]["cpu"] == environment().cpu
+    assert set(values["metrics"]) == {f"validation/{name}" for name in ("loss", "accuracy", "f1")}
+    evaluations = [line for line in values["history"] if "eval_loss" in line]
+    assert set(evaluations[0]) == {"eval_loss", "eval_accuracy", "eval_f1", "epoch", "step"}
+    model: Any = qexport.load(teacher)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,9 @@ def test_student_keeps_what_its_teacher_knows(
     reviews: Files, teacher: Path, tmp_path: Path, method: str, values: dict[str, Any]
 ) -> None:
     result = train(
-        config(reviews, tmp_path / "student", method=method, teacher=str(teacher), epochs=6, lr=2e-3, **values)
+        config(
+            reviews, tmp_path / "student", method=method, teacher=str(teacher), epochs=6, lr=2e-3, **values
+        )
     )
     assert result.metrics["validation/accuracy"] >= 0.85
     history = [line for line in report(tmp_path / "student")["history"] if "loss_hidden" in line]

@@ -1,8 +1,9 @@
 """Weight and activation quantisers, one family per file.
 
-A weight quantiser is a function `(weight, granularity) -> (codes, scale)`: `weight` float32 [N, K]; `codes` float32 [N, K]
-holding whole numbers; `scale` float32 [N] for granularity "row", [1] for "matrix"; the quantised weight is
-`codes * scale`. The latent weight stays float32 and receives the gradient (straight-through estimator).
+A weight quantiser is a function `(weight, granularity) -> (codes, scale)`: `weight` float32 [N, K]; `codes`
+float32 [N, K] holding whole numbers; `scale` float32 [N] for granularity "row", [1] for "matrix"; the
+quantised weight is `codes * scale`. The latent weight stays float32 and receives the gradient
+(straight-through estimator).
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ class ActivationQuantizer(nn.Module):
     `mode` is one of
         dynamic-token     one scale for each vector along the last axis, shape [..., 1]
         dynamic-tensor    one scale for the whole tensor, padding included (as published)
-        dynamic-sequence  x [B, H, S, D]: one scale for each (sentence, head) over the tokens that `mask` keeps, [B, H, 1, 1]
+        dynamic-sequence  x [B, H, S, D]: one scale for each sentence and head, over the tokens that `mask`
+                          keeps, shape [B, H, 1, 1]
         static            one number, a moving average of max|x| / top seen in training
     """
 
@@ -84,6 +85,6 @@ class ActivationQuantizer(nn.Module):
         return activation_codes(x, scale, self.top), scale
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Fake-quantise: codes * scale, with a straight-through gradient (zero outside the clip, if there is one)."""
+        """Fake-quantise: codes * scale; the gradient is straight-through, zero outside the clip."""
         codes, scale = self.codes(x.detach(), mask)
         return straight_through(x, codes.mul_(scale), self.clip)

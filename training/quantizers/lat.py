@@ -1,7 +1,8 @@
 """Loss-aware ternarisation (LAT): minimise sum_i D_i (alpha b_i - w_i)^2 over alpha > 0, b in {-1, 0, 1}.
 
 D is the diagonal curvature of the loss, taken from Adam's second moment: D = sqrt(v) + eps.
-Source: Hou and Kwok, "Loss-aware weight quantization of deep networks" (2018), section 3; the second option of TernaryBERT.
+Source: Hou and Kwok, "Loss-aware weight quantization of deep networks" (2018), section 3; the second option
+of TernaryBERT.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def loss_aware_ternary(
 def loss_aware_ternary_exact(weight: Tensor, granularity: str, curvature: Tensor) -> tuple[Tensor, Tensor]:
     """Exact solver by one sort: keep the k largest |w| that maximise (sum D|w|)^2 / sum D.
 
-    Arguments and results as `loss_aware_ternary`. Reference for tests and small layers: a sort per step is slow.
+    Arguments and results as `loss_aware_ternary`. Reference for tests and small layers: a sort per step is
+    slow.
     """
     shape = weight.shape
     if granularity == "matrix":
@@ -71,4 +73,3 @@ def loss_aware_ternary_exact(weight: Tensor, granularity: str, curvature: Tensor
     rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).expand_as(order))
     codes = (torch.sign(weight) * (rank <= best)).reshape(shape)
     return codes, alpha.reshape(1) if granularity == "matrix" else alpha.squeeze(-1)
-

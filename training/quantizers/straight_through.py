@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None, None
 
 
+_apply: Callable[[Tensor, Tensor, float], Tensor] = _StraightThrough.apply
+
+
 def straight_through(latent: Tensor, quantized: Tensor, clip: float = 0.0) -> Tensor:
     """`quantized` in the forward pass; its gradient goes to `latent` unchanged.
 
@@ -36,5 +40,4 @@ def straight_through(latent: Tensor, quantized: Tensor, clip: float = 0.0) -> Te
         clip: with c > 0 the gradient is zero where |latent| >= c (zero at the bounds too, as in TernaryBERT's
             released code); 0 passes everything.
     """
-    result: Tensor = _StraightThrough.apply(latent, quantized, clip)
-    return result
+    return _apply(latent, quantized, clip)

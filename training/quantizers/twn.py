@@ -19,7 +19,8 @@ def ternary_weight_network(weight: Tensor, granularity: str) -> tuple[Tensor, Te
         weight: float32 [..., K]; leading axes are rows.
         granularity: "row" (threshold and scale per row) or "matrix" (one of each).
     Returns:
-        codes float32 [..., K] in {-1, 0, 1}; scale float32 [...] ("row") or [1] ("matrix"), 0 where all weights are 0.
+        codes float32 [..., K] in {-1, 0, 1}; scale float32 [...] ("row") or [1] ("matrix"), 0 where all
+        weights are 0.
     """
     magnitude = weight.abs()
     if granularity == "row":

@@ -70,19 +70,26 @@ class Recipe:
             UsageError: widths the method does not define, or options that have no meaning for it.
         """
         if not self.weight_bits:
-            for option, value in (("--bits", config.bits), ("--activations", config.activations),
-                                  ("--granularity", config.granularity), ("--position-bits", config.position_bits),
-                                  ("--activation-clip", config.activation_clip),
-                                  ("--as-published", config.as_published or None)):  # fmt: skip
+            for option, value in (
+                ("--bits", config.bits),
+                ("--activations", config.activations),
+                ("--granularity", config.granularity),
+                ("--position-bits", config.position_bits),
+                ("--activation-clip", config.activation_clip),
+                ("--as-published", config.as_published or None),
+            ):
                 if value is not None and value != "32-32-32":
-                    raise UsageError(f"method {self.name} trains a float model; {option} {value} has no meaning for it")
+                    raise UsageError(
+                        f"method {self.name} trains a float model; {option} {value} has no meaning for it"
+                    )
             return None
         text = config.bits or self.default_bits
         bits = parse_bits(text)
         allowed = ", ".join(map(str, self.weight_bits))
-        if bits.weight not in self.weight_bits or bits.embedding not in self.weight_bits or bits.activation != 8:
+        if not {bits.weight, bits.embedding} <= set(self.weight_bits) or bits.activation != 8:
             raise UsageError(
-                f"method {self.name} defines {allowed} bits for weights and embeddings and 8 for activations, got --bits {text}"
+                f"method {self.name} defines {allowed} bits for weights and embeddings and 8 for "
+                f"activations, got --bits {text}"
             )
         values = {**self.quant, **(self.published if config.as_published else {})}
         for name in ("activations", "granularity", "activation_clip", "position_bits"):

@@ -1,7 +1,8 @@
-"""Q8BERT (Zafrir et al. 2019): quantisation-aware fine-tuning, symmetric weights, moving-average activation scales, no teacher.
+"""Q8BERT (Zafrir et al. 2019): quantisation-aware fine-tuning without a teacher.
 
-Query and key are quantised again after their projections; probabilities and values stay float; the task layer is quantised.
-The paper's widths are 8-8-8; lower ones run as a baseline (they collapse at 2-2-8, as later papers report).
+Weights are symmetric, activation scales are moving averages. Query and key are quantised again after their
+projections; probabilities and values stay float; the task layer is quantised. The paper's widths are 8-8-8;
+lower ones run as a baseline (later papers report that they collapse at 2-2-8).
 """
 
 from __future__ import annotations

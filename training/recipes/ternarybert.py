@@ -1,9 +1,11 @@
 """TernaryBERT (Zhang et al., EMNLP 2020): ternary weights and embeddings, 8-bit activations, distillation.
 
-As published (`--as-published`; the released PyTorch code): TWN with one scale per matrix and one per embedding row,
-symmetric activations with one dynamic scale for each batch tensor after a clip to +-2.5, float position table.
-qexport's defaults change what deployment needs: one scale per output row, one activation scale per token (a sentence's
-answer then does not depend on its batch), no clip, and an 8-bit position table. lr and schedule: released scripts.
+As published (`--as-published`; the released PyTorch code): TWN with one scale per matrix and one per
+embedding row, symmetric activations with one dynamic scale for each batch tensor after a clip to +-2.5,
+float position table. qexport's defaults change what deployment needs: one scale per output row, one
+activation scale per token (a sentence's answer then does not depend on its batch), no clip, and an 8-bit
+position table. Learning rate and schedule are those of the released scripts. Every difference:
+docs/methods.md.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _PUBLISHED = {
 
 TERNARYBERT = Recipe(
     name="ternarybert",
-    summary="ternary weights by TWN (threshold 0.7 mean|w|), distilled from hidden states, attention scores and logits",
+    summary="ternary weights by TWN (threshold 0.7 mean|w|), "
+    "distilled from hidden states, attention scores and logits",
     source="arXiv 2009.12812, sections 3.1-3.3",
     losses=_LOSSES,
     optimisation=_OPTIMISATION,

@@ -1,0 +1,100 @@
+"""From tokenised rows to batches: data set, sampler, collator, and the logits of a model over them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+
+from qexport.training.data import Encoded, pad
+
+__all__ = ["Rows", "Shuffle", "collator", "predict_logits"]
+
+
+class Rows(Dataset[dict[str, Any]]):
+    """Tokenised rows as transformers.Trainer reads them.
+
+    Args:
+        encoded: the rows.
+        by_length: shortest first, so that evaluation batches carry little padding; else in their own order.
+    """
+
+    def __init__(self, encoded: Encoded, *, by_length: bool = False) -> None:
+        self.encoded = encoded
+        self.order = np.argsort(encoded.lengths(), kind="stable") if by_length else np.arange(len(encoded))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        # the sampler that groups by length reads input_ids; the collator reads the rest by index
+        row = int(self.order[index])
+        return {"input_ids": self.encoded.input_ids[row], "index": row, "encoded": self.encoded}
+
+
+class Shuffle(Sampler[int]):
+    """A permutation of the rows that depends on seed and epoch only, not on the number of processes."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before each pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.count).tolist())
+
+
+def collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    """What turns items of `Rows` into a batch, padded to its longest row.
+
+    Args:
+        pad_id: id of the padding token.
+    Returns:
+        a function; its result holds int64 [B, S] input_ids, attention_mask and, where the tokenizer gives
+        them, token_type_ids, and labels int64 or float32 [B].
+    """
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        encoded = rows[0]["encoded"]
+        indices = [row["index"] for row in rows]
+        arrays = pad(encoded, indices, pad_id=pad_id)
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch["labels"] = torch.from_numpy(np.asarray(encoded.labels)[indices])
+        return batch
+
+    return collate
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module, encoded: Encoded, *, pad_id: int, batch_size: int = 1, pad_to: int | None = None
+) -> npt.NDArray[np.float32]:
+    """Logits of a model in evaluation mode, float32 [n, C], rows in the order of `encoded`.
+
+    Args:
+        model: from `qexport.load`.
+        encoded: tokenised rows.
+        pad_id: id of the padding token.
+        batch_size: rows per forward pass, in order.
+        pad_to: pad to this length instead of the longest row of the batch.
+    """
+    model.eval()
+    accepted = set(inspect.signature(model.forward).parameters)
+    parts = []
+    for start in range(0, len(encoded), batch_size):
+        indices = list(range(start, min(start + batch_size, len(encoded))))
+        batch = pad(encoded, indices, pad_id=pad_id, pad_to=pad_to)
+        features = {name: torch.from_numpy(value) for name, value in batch.items() if name in accepted}
+        parts.append(model(**features).logits.float().numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,96 @@
+"""Student and teacher of a run: loading both, and the checks that they fit each other and the task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from qexport.errors import UsageError
+from qexport.training.config import TrainConfig
+from qexport.training.models import is_student, load_encoder, resolve_model
+from qexport.training.quant_config import QuantConfig
+from qexport.training.recipes.base import Losses
+from qexport.training.student import quantize_model
+from qexport.training.tasks import Task
+
+__all__ = ["load_pair", "longest_sequence", "teacher_labels"]
+
+_DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "attention_dropout",
+    "classifier_dropout",
+    "seq_classif_dropout",
+)
+"""Fields of config.json that hold a dropout rate, over all supported architectures."""
+
+
+def load_pair(
+    config: TrainConfig, quant: QuantConfig | None, losses: Losses, source: str, task: Task
+) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """The model to train, quantised where `quant` is given, and the teacher where the losses need one.
+
+    Args:
+        config: the run.
+        quant: what to quantise, None for a float model.
+        losses: weights of the training loss.
+        source: where the model to train starts from: folder, hub id or "minilm".
+        task: its labels become those of the model.
+    Raises:
+        UsageError: a start that is a quantised student, a teacher with other labels or another depth.
+        UnsupportedModelError, EnvironmentProblem: see `load_encoder`.
+    """
+    settings: dict[str, Any] = {"num_labels": task.num_labels}
+    if task.kind == "classification":
+        settings["id2label"] = dict(enumerate(task.labels))
+        settings["label2id"] = {name: index for index, name in enumerate(task.labels)}
+    if is_student(resolve_model(source)):
+        raise UsageError(f"{source} is a quantised student; start from a float model folder")
+    teacher = None
+    if losses.distils and config.teacher is not None:
+        teacher = load_encoder(config.teacher)
+        if teacher.config.num_labels != task.num_labels:
+            raise UsageError(
+                f"the teacher {config.teacher} has {teacher.config.num_labels} outputs, task {task.name} has "
+                f"{task.num_labels}; fine-tune a teacher on this task with --method fp32"
+            )
+    if config.dropout is not None:
+        for name in _DROPOUTS:
+            settings[name] = config.dropout
+    model = load_encoder(source, **settings)
+    model.config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
+    if teacher is not None and teacher.config.num_hidden_layers != model.config.num_hidden_layers:
+        raise UsageError(
+            "student and teacher must have the same number of layers, got "
+            f"{model.config.num_hidden_layers} and {teacher.config.num_hidden_layers}"
+        )
+    if quant is not None:
+        quantize_model(model, quant)
+    return model, teacher
+
+
+def teacher_labels(config: TrainConfig, losses: Losses) -> list[str] | None:
+    """Class names of a local teacher in its own order, so that a label id means the same to both.
+
+    Returns:
+        None where no teacher is needed, for regression, or if its config.json has no names.
+    """
+    if not losses.distils or config.teacher is None or config.regression:
+        return None
+    file = Path(resolve_model(config.teacher)) / "config.json"
+    if not file.is_file():
+        return None
+    names: dict[str, str] = json.loads(file.read_text(encoding="utf-8")).get("id2label") or {}
+    ordered = [names[key] for key in sorted(names, key=int)]
+    return None if not ordered or all(name.startswith("LABEL_") for name in ordered) else ordered
+
+
+def longest_sequence(model: PreTrainedModel) -> int:
+    """Positions of the table, less the offset of RoBERTa's padding index."""
+    positions = int(model.config.max_position_embeddings)
+    roberta = model.config.model_type in ("roberta", "xlm-roberta", "camembert")
+    return positions - 1 - int(model.config.pad_token_id) if roberta else positions

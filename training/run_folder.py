@@ -1,0 +1,224 @@
+"""The output folder of a run: what may be there before, what is resumed, what is written at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import Trainer
+
+import qexport
+from qexport.atomic import atomic_write_text, disk_errors
+from qexport.errors import OutputExistsError, UsageError
+from qexport.serving.machine import environment
+from qexport.training.config import TrainConfig
+from qexport.training.data import TaskData
+from qexport.training.quant_config import QuantConfig
+from qexport.training.recipes.base import Losses
+from qexport.training.tasks import Task
+
+__all__ = [
+    "CHECKPOINTS",
+    "TRAIN_REPORT",
+    "check_folder",
+    "fetch_hub_tokenizer",
+    "finish",
+    "newest_checkpoint",
+    "reported_metrics",
+]
+
+TRAIN_REPORT = "qexport_train.json"
+"""File of a finished run, written last: a folder without it holds an unfinished run."""
+
+CHECKPOINTS = "checkpoints"
+"""Folder in the output while the run lasts; a finished run has none."""
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+)
+
+
+def check_folder(config: TrainConfig) -> None:
+    """Refuse an output folder that this run may not write into, else make it; the first process only.
+
+    Raises:
+        OutputExistsError: a file, a finished run, an unfinished one without --resume, or foreign files.
+        UsageError: --resume without anything to resume.
+        DiskFullError: no room for the folder.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
+    output = config.output
+    if output.exists() and not output.is_dir():
+        raise OutputExistsError(f"{output} is a file; choose another --output")
+    finished = (output / TRAIN_REPORT).exists()
+    begun = (output / CHECKPOINTS).is_dir() and any((output / CHECKPOINTS).iterdir())
+    if config.force:
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    elif finished:
+        raise OutputExistsError(
+            f"{output} holds a finished run; pass --force to replace it or choose another --output"
+        )
+    elif begun and not config.resume:
+        raise OutputExistsError(
+            f"{output} holds an unfinished run; pass --resume to go on or --force to start anew"
+        )
+    elif output.exists() and not begun and any(path.name != CHECKPOINTS for path in output.iterdir()):
+        raise OutputExistsError(f"{output} exists and is not a training run; pass --force to write into it")
+    if config.resume and not begun:
+        raise UsageError(f"--resume: no checkpoint in {output / CHECKPOINTS}; leave --resume out to start")
+    with disk_errors(output):
+        (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+
+
+def newest_checkpoint(output: Path) -> Path:
+    """The last checkpoint that was written to its end.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = sorted(
+        (output / CHECKPOINTS).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1])
+    )
+    complete = [path for path in found if (path / "trainer_state.json").is_file()]
+    if not complete:
+        raise UsageError(
+            f"--resume: no complete checkpoint in {output / CHECKPOINTS}; pass --force to start anew"
+        )
+    return complete[-1]
+
+
+def fetch_hub_tokenizer(name: str, output: Path) -> Path:
+    """Fetch a hub model's tokenizer into the run's folder and return that folder."""
+    from transformers import AutoTokenizer
+
+    folder = output / CHECKPOINTS / "tokenizer"
+    AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+    return folder
+
+
+def reported_metrics(scores: Mapping[str, float], task: Task) -> dict[str, float]:
+    """The task's metrics and the loss out of what Trainer.evaluate gives; its timings are left out."""
+    names = (*task.metrics, "loss")
+    plain = {key.removeprefix("eval_"): float(value) for key, value in scores.items()}
+    return {name: value for name, value in plain.items() if name in names}
+
+
+def finish(
+    config: TrainConfig,
+    trainer: Trainer,
+    *,
+    quant: QuantConfig | None,
+    losses: Losses,
+    data: TaskData,
+    tokenizer_folder: Path,
+    metrics: Mapping[str, float],
+    max_length: int,
+    seconds: float,
+) -> None:
+    """Write model and tokenizer through a hidden folder, then the report, then drop the checkpoints.
+
+    Args:
+        config: the run.
+        trainer: holds the best model and the log.
+        quant: what was quantised, None for a float model.
+        losses: weights of the training loss.
+        data: what was trained and evaluated on.
+        tokenizer_folder: where the tokenizer's files are copied from.
+        metrics: of the best checkpoint, keys "<split>/<metric>".
+        max_length: tokens kept of a sentence or pair.
+        seconds: wall clock of this call.
+    """
+    output = config.output
+    part = output / ".final.part"
+    shutil.rmtree(part, ignore_errors=True)
+    trainer.save_model(str(part))
+    (part / "training_args.bin").unlink(missing_ok=True)
+    for name in _TOKENIZER_FILES:
+        if (tokenizer_folder / name).is_file():
+            shutil.copyfile(tokenizer_folder / name, part / name)
+    report = _report(config, trainer, quant, losses, data, metrics, max_length, seconds)
+    (output / TRAIN_REPORT).unlink(missing_ok=True)
+    for file in sorted(part.iterdir()):
+        os.replace(file, output / file.name)
+    part.rmdir()
+    atomic_write_text(output / TRAIN_REPORT, json.dumps(report, indent=2, default=float) + "\n")
+    if config.logging == "tensorboard":
+        for run in (output / CHECKPOINTS).glob("runs/*"):
+            (output / "runs").mkdir(exist_ok=True)
+            shutil.move(str(run), str(output / "runs" / run.name))
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+
+
+def _report(
+    config: TrainConfig,
+    trainer: Trainer,
+    quant: QuantConfig | None,
+    losses: Losses,
+    data: TaskData,
+    metrics: Mapping[str, float],
+    max_length: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The content of qexport_train.json."""
+    return {
+        "format_version": 1,
+        "task": data.task.name,
+        "kind": data.task.kind,
+        "labels": list(data.task.labels),
+        "columns": list(data.task.columns),
+        "max_length": max_length,
+        "method": config.method,
+        "bits": quant.bits if quant else "32-32-32",
+        "quantization": quant.to_dict() if quant else None,
+        "losses": {name: getattr(losses, name) for name in ("hidden", "attention", "logits", "label")},
+        "metrics": dict(metrics),
+        "main_metric": data.task.main_metric,
+        "best_checkpoint_metric": trainer.state.best_metric,
+        "steps": trainer.state.global_step,
+        "history": _history(trainer.state.log_history, data),
+        "seed": config.seed,
+        "data": {
+            "source": data.source,
+            "fingerprint": data.fingerprint,
+            "train_rows": len(data.train.texts) if data.train else 0,
+            "eval_rows": {name: len(split.texts) for name, split in data.evals.items()},
+        },
+        "teacher": config.teacher,
+        "arguments": config.to_json(),
+        "seconds": round(seconds, 1),
+        "machine": {
+            "cpu": environment().cpu,
+            "threads": torch.get_num_threads(),
+            "cuda": torch.cuda.is_available(),
+        },
+        "versions": {
+            "qexport": qexport.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _history(log: Sequence[Mapping[str, Any]], data: TaskData) -> list[dict[str, Any]]:
+    """The log of the run; of an evaluation only the task's metrics and the loss."""
+    prefixes = ("eval_", *(f"eval_{split}_" for split in data.evals))
+    kept = {prefix + name for prefix in prefixes for name in (*data.task.metrics, "loss")}
+    return [
+        {key: value for key, value in line.items() if key in kept or not key.startswith("eval_")}
+        for line in log
+    ]
