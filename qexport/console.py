@@ -77,10 +77,16 @@ def configure(*, verbosity: int = 0, color: bool = True) -> None:
 
 @contextlib.contextmanager
 def only_results_on_stdout() -> Iterator[None]:
-    """Inside the block all that libraries print goes to stderr; `show` and `print_json` keep stdout."""
+    """Inside the block all that libraries print goes to stderr; `show` and `print_json` keep stdout.
+
+    When only results and errors are wanted, it goes nowhere.
+    """
     _settings.results = sys.stdout
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with (
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
+            contextlib.redirect_stdout(sys.stderr if _settings.verbosity >= 0 else nowhere),
+        ):
             yield
     finally:
         _settings.results = None

@@ -11,4 +11,4 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _C
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; progress bars would mix with messages
+os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; bars would mix with messages

@@ -28,6 +28,15 @@ def test_prints_of_libraries_go_to_stderr_inside_a_command(capsys: pytest.Captur
     assert sys.stdout.writable()
 
 
+def test_prints_of_libraries_are_dropped_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    console.configure(verbosity=-1)
+    with console.only_results_on_stdout():
+        print("a library speaks")
+        console.show("the result")
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("the result\n", "")
+
+
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_json({"a": [math.nan, -math.inf, 1.5], 2: (True, None)})
     assert json.loads(capsys.readouterr().out) == {"a": [None, None, 1.5], "2": [True, None]}
