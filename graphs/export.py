@@ -183,7 +183,7 @@ def export_graph(
     graph = _trace(wrapper, target.opset)
     for value in list(graph.graph.initializers.values()):
         value.name = str(value.name).removeprefix("model.")
-    lower(graph, {name: type(twin).__name__ for name, twin in twins.items()})
+    lower(graph, {name: type(twin).__name__.replace("Twin", "Quant") for name, twin in twins.items()})
     proto = finish(graph, target, metadata, qexport.__version__)
     return proto, layer_norm_outputs(proto)
 
@@ -355,7 +355,7 @@ def _compare(path: Path, feeds: Feeds, expected: npt.NDArray[np.float32]) -> Par
     if found.shape != expected.shape or not np.isfinite(found).all() or difference.max() > PARITY_LIMIT:
         raise UnsupportedModelError(
             f"the exported file does not compute what PyTorch does: logits differ by {difference.max():.3g}, "
-            f"{PARITY_LIMIT} is the most that rounding explains; pass no --check to write it all the same"
+            f"{PARITY_LIMIT} is the most that rounding explains; pass --no-check to write it all the same"
         )
     same = found.argmax(-1) == expected.argmax(-1)
     return Parity(len(found), float(difference.max()), float(difference.mean()), float(same.mean()))

@@ -237,7 +237,7 @@ class ExportWrapper(nn.Module):
         missing = [name for name in ("input_ids", "attention_mask") if name not in parameters]
         if missing:
             raise UnsupportedModelError(
-                f"{type(model).__name__}: the model must take input_ids and attention_mask, lacks {missing[0]}"
+                f"{type(model).__name__}: the model must take input_ids and attention_mask, no {missing[0]}"
             )
         self.input_names = ["input_ids", "attention_mask"]
         types = getattr(model.config, "type_vocab_size", 0) or 0

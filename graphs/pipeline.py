@@ -18,7 +18,7 @@ import onnx.inliner
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer, rewriter
-from onnxscript.rewriter import MatchingTracer, RewriteRuleSet
+from onnxscript.rewriter import MatchingTracer, MatchStatus, RewriteRuleSet
 
 from qexport.errors import UnsupportedModelError
 from qexport.graphs.config import Target
@@ -135,10 +135,11 @@ def _shorten_names(model: ir.Model) -> int:
     """Short names for values and nodes; inputs, outputs, parameters and `ai.qexport` nodes keep theirs."""
     graph = model.graph
     kept = {str(value.name) for value in (*graph.inputs, *graph.outputs)}
-    for number, value in enumerate(list(graph.initializers.values())):
-        if not str(value.name).endswith(_PARAMETERS):
-            value.name = f"c{number}"
-        kept.add(str(value.name))
+    constants = [v for v in graph.initializers.values() if not str(v.name).endswith(_PARAMETERS)]
+    for letter in ("constant ", "c"):  # twice, since a short name may still be another one's
+        for number, value in enumerate(constants):
+            value.name = f"{letter}{number}"
+    kept |= set(graph.initializers)
     count = 0
     for node in graph:
         for value in node.outputs:
@@ -208,8 +209,10 @@ def lower(model: ir.Model, expected: Mapping[str, str]) -> list[PassReport]:
 
 
 def _reason(model: ir.Model, node: ir.Node) -> str:
-    """Why the rules of this kind of node did not match; the deepest failure that a check reported."""
-    tables = (lower_linear, lower_linear_weight_only, lower_embedding, lower_attention)
+    """Why the rules for this kind of node did not match: the failure that a check reported."""
+    weight_only = node.attributes.get_string("act", "") == "none"
+    linear = lower_linear_weight_only if weight_only else lower_linear
+    tables = (linear, lower_embedding, lower_attention)
     tracer = MatchingTracer()
     for table in tables:
         table.rules.apply_to_model(model, tracer=tracer)
@@ -217,7 +220,7 @@ def _reason(model: ir.Model, node: ir.Node) -> str:
         entry.match_result.reason
         for entries in tracer.best_matches_map.values()
         for entry in entries
-        if entry.root_node is node and entry.match_result.reason
+        if entry.root_node is node and entry.status is MatchStatus.CONDITION_FAILED
     ]
     return reasons[-1] if reasons else "the node has the wrong inputs"
 
@@ -266,7 +269,7 @@ def finish(model: ir.Model, target: Target, metadata: Mapping[str, str], version
 
 
 def _keep_few_shapes(graph: onnx.GraphProto) -> None:
-    """Drop stored shapes but those that ONNX Runtime cannot find itself and needs to fuse Add with LayerNorm."""
+    """Drop stored shapes, but for those that ONNX Runtime needs to fuse Add with LayerNorm."""
     wanted = {
         name
         for node in graph.node

@@ -34,8 +34,16 @@ def codes_of(
 class QuantLinear(OpRun):
     op_domain = "qexport"
 
-    def _run(self, x: Array, codes: Array, w_scale: Array, bias: Array, a_scale: Array | None = None, *, name: str = "",
-             w_bits: int = 2, act: str = "none", a_bits: int = 8, clip: float = 0.0) -> tuple[Array]:  # fmt: skip
+    def _run(
+        self,
+        x: Array,
+        codes: Array,
+        w_scale: Array,
+        bias: Array,
+        a_scale: Array | None = None,
+        **attributes: Any,
+    ) -> tuple[Array]:
+        act, clip = attributes["act"], attributes.get("clip") or 0.0
         if act == "none":
             weight = codes.astype(np.float32) * w_scale.reshape(-1, 1)
             return ((x @ weight.T + bias).astype(np.float32),)
@@ -47,19 +55,19 @@ class QuantLinear(OpRun):
 class QuantEmbedding(OpRun):
     op_domain = "qexport"
 
-    def _run(
-        self, ids: Array, codes: Array, scale: Array, *, name: str = "", w_bits: int = 2
-    ) -> tuple[Array]:
+    def _run(self, ids: Array, codes: Array, scale: Array, **_: Any) -> tuple[Array]:
         return (codes[ids].astype(np.float32) * scale[ids][..., None],)
 
 
 class QuantAttention(OpRun):
     op_domain = "qexport"
 
-    def _run(self, q: Array, k: Array, v: Array, mask: Array, q_scale: Array | None = None, k_scale: Array | None = None,
-             p_scale: Array | None = None, v_scale: Array | None = None, *, name: str = "", act: str = "dynamic-token",
-             a_bits: int = 8, clip: float = 0.0, scaling: float = 1.0, quantize_qk: int = 1, quantize_p: int = 1,
-             quantize_v: int = 1) -> tuple[Array]:  # fmt: skip
+    def _run(
+        self, q: Array, k: Array, v: Array, mask: Array, *stored: Array, **attributes: Any
+    ) -> tuple[Array]:
+        q_scale, k_scale, p_scale, v_scale = (*stored, None, None, None, None)[:4]
+        act, clip = attributes["act"], attributes["clip"]
+        scaling, quantize_p = attributes["scaling"], attributes["quantize_p"]
         qc, qs = codes_of(q, act, clip, q_scale)
         kc, ks = codes_of(k, act, clip, k_scale)
         acc = (qc @ kc.swapaxes(-1, -2)).astype(np.float32)
@@ -72,9 +80,8 @@ class QuantAttention(OpRun):
         pc, ps = codes_of(p, act, 0.0, p_scale)
         kept = v * mask.swapaxes(-1, -2) if act == "dynamic-token" else v
         _, vs = codes_of(kept, act, clip, v_scale, axes=(-2, -1))
-        vc = np.clip(np.rint(np.clip(v, -clip, clip) / vs if clip > 0 else v / vs), -127, 127).astype(
-            np.float64
-        )
+        bounded = np.clip(v, -clip, clip) if clip > 0 else v
+        vc = np.clip(np.rint(bounded / vs), -127, 127).astype(np.float64)
         return ((pc @ vc).astype(np.float32) * (ps * vs),)
 
 
@@ -84,8 +91,12 @@ def run_reference(model: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
     return np.asarray(evaluator.run(None, feeds)[0])
 
 
-def model_of(nodes: list[onnx.NodeProto], inputs: dict[str, tuple[int, list[Any]]], output: tuple[str, list[Any]],
-             constants: dict[str, Array]) -> ir.Model:  # fmt: skip
+def model_of(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, tuple[int, list[Any]]],
+    output: tuple[str, list[Any]],
+    constants: dict[str, Array],
+) -> ir.Model:
     """A graph of export IR and standard nodes."""
     graph = helper.make_graph(
         nodes,

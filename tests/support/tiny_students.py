@@ -1,0 +1,54 @@
+"""Tiny quantised students as folders, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_models import tiny_model, tiny_tokenizer
+from torch import nn
+from transformers import PreTrainedModel
+
+from qexport.training.quant_config import QuantConfig
+from qexport.training.student import quantize_model
+
+
+def save_student(
+    folder: Path, model_type: str = "bert", *, calibrate: bool = True, **quantization: Any
+) -> Path:
+    """Write a student; static scales are found on random ids unless `calibrate` is false."""
+    model = _model(model_type)
+    generator = torch.Generator().manual_seed(1)
+    quantize_model(model, QuantConfig(method="ternarybert", **{"bits": "2-2-8", **quantization}))
+    if calibrate:
+        nn.Module.train(model, True)
+        ids = torch.randint(4, 20, (8, 12), generator=generator)
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    model.train(False)
+    return _save(model, folder)
+
+
+def save_float(folder: Path, model_type: str = "bert") -> Path:
+    """Write an FP32 model."""
+    return _save(_model(model_type), folder)
+
+
+def _model(model_type: str) -> PreTrainedModel:
+    """A tiny model whose biases and LayerNorm weights are random too: no two tensors are equal by chance."""
+    model = tiny_model(model_type)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def _save(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        '{"pad_token": "[PAD]", "model_max_length": 40, "tokenizer_class": "TokenizersBackend"}'
+    )
+    return folder
