@@ -73,7 +73,7 @@ def integer_matmul(a: Tensor, b: Tensor, bound: int) -> Tensor:
     return total.float()
 
 
-class _QuantWeight:
+class _QuantWeight(nn.Module):
     """What QuantLinear and QuantEmbedding share: the rule from latent weight to codes and scale."""
 
     weight: Tensor
@@ -86,6 +86,11 @@ class _QuantWeight:
     def _set_rule(self, bits: int, granularity: str, weight_quantizer: str, weight_clip: float) -> None:
         self.bits, self.granularity = bits, granularity
         self.weight_quantizer, self.weight_clip = weight_quantizer, weight_clip
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch the mode and drop cached codes: a fused optimiser step leaves no trace in `_version`."""
+        self.__dict__.pop("_cache", None)
+        return super().train(mode)
 
     @property
     def uses_curvature(self) -> bool:

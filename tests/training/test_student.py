@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 import qexport
 from qexport.errors import UnsupportedModelError, UsageError
 from qexport.training.quant_config import QuantConfig
+from qexport.training.quantizers import ternary_weight_network
 from qexport.training.student import (
     AttentionQuantizers,
     QuantEmbedding,
@@ -151,6 +152,20 @@ def test_weight_codes_follow_the_latent_weight() -> None:
     with torch.no_grad():
         layer.weight.neg_()
     assert torch.equal(layer.weight_codes()[0], -before)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_weight_codes_follow_an_optimiser_step(fused: bool) -> None:
+    model = quantize_model(tiny_model("bert"), config()).eval()
+    layer = model.get_submodule("bert.encoder.layer.0.intermediate.dense")
+    assert isinstance(layer, QuantLinear)
+    before = layer.weight_codes()[0].clone()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5, fused=fused)
+    model.train()(**batch()).logits.square().sum().backward()
+    optimizer.step()
+    model.eval()
+    fresh = ternary_weight_network(layer.weight.detach(), "row")[0].to(torch.int8)
+    assert torch.equal(layer.weight_codes()[0], fresh) and not torch.equal(before, fresh)
 
 
 def test_gradients_reach_every_parameter() -> None:
