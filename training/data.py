@@ -103,9 +103,9 @@ def _from_files(
     labels: Sequence[str] | None,
 ) -> tuple[Task, Split | None, dict[str, Split], str]:
     if need_train and train_file is None:
-        raise UsageError("training on your own files needs --train-file; add it beside --eval-file")
+        raise UsageError("training on your own files needs --data; add it beside --eval")
     if eval_file is None:
-        raise UsageError("your own files need --eval-file; add it, checkpoints are selected and judged by it")
+        raise UsageError("your own files need --eval; add it, checkpoints are selected and judged by it")
     paths = [path for path in ((train_file if need_train else None), eval_file) if path is not None]
     rows = {path: read_rows(path) for path in paths}
 
@@ -230,7 +230,7 @@ def load_task_data(
         )
     else:
         if task_name is None:
-            raise UsageError("no data was named; pass --task, or your own --train-file and --eval-file")
+            raise UsageError("no data was named; pass --task, or your own --data and --eval")
         task = get_task(task_name)
         if data_dir is not None and task.glue_folder is None:
             raise UsageError(

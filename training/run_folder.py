@@ -65,7 +65,7 @@ def check_folder(config: TrainConfig) -> None:
     if output.exists() and not output.is_dir():
         raise OutputExistsError(f"{output} is a file; choose another --output")
     finished = (output / TRAIN_REPORT).exists()
-    begun = (output / CHECKPOINTS).is_dir() and any((output / CHECKPOINTS).iterdir())
+    begun = any((output / CHECKPOINTS).glob("checkpoint-*"))
     if config.force:
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     elif finished:

@@ -207,7 +207,7 @@ def from_hub(task: Task, *, need_train: bool) -> Sourced:
         DataError: the hub's columns or label names are not the task's.
     """
     if task.hub_id is None:
-        raise UsageError(f"task {task.name} is not on the hub; pass --train-file and --eval-file")
+        raise UsageError(f"task {task.name} is not on the hub; pass --data and --eval")
     try:
         load_dataset = importlib.import_module("datasets").load_dataset
     except ImportError as error:
@@ -239,7 +239,7 @@ def _hub_reader(task: Task, full: str, load_dataset: Callable[..., Any]) -> Call
             if column not in present:
                 raise DataError(
                     f"{full} on the hub has no column '{column}', its columns are {listed(present)}; "
-                    "pass the data as --train-file and --eval-file"
+                    "pass the data as --data and --eval"
                 )
         values = list(data[task.label_column])
         names = getattr(data.features[task.label_column], "names", None)
@@ -248,7 +248,7 @@ def _hub_reader(task: Task, full: str, load_dataset: Callable[..., Any]) -> Call
             if sorted(names) != sorted(expected):
                 raise DataError(
                     f"labels of {full} on the hub must be {listed(expected)}, got {listed(names)}; "
-                    "pass the data as --train-file and --eval-file"
+                    "pass the data as --data and --eval"
                 )
             ours = [task.labels[expected.index(name)] for name in names]
             values = [ours[value] if 0 <= value < len(ours) else value for value in values]

@@ -173,8 +173,8 @@ def test_eval_label_unknown_to_train_is_refused_with_file_and_line(write: Callab
     [
         ({"task_name": None}, UsageError, "no data was named"),
         ({"task_name": "sst3"}, UnknownNameError, "did you mean 'sst2'"),
-        ({"task_name": None, "eval_file": Path("d.csv")}, UsageError, "needs --train-file"),
-        ({"task_name": None, "train_file": Path("d.csv")}, UsageError, "need --eval-file"),
+        ({"task_name": None, "eval_file": Path("d.csv")}, UsageError, "needs --data"),
+        ({"task_name": None, "train_file": Path("d.csv")}, UsageError, "need --eval"),
         ({"task_name": "rotten_tomatoes", "data_dir": Path()}, UsageError, "not a GLUE task"),
     ],
 )
