@@ -123,6 +123,10 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
     start = time.perf_counter()
     check_output(config.output, force=config.force)
     source = Path(resolve_model(str(config.model)))
+    if not source.is_dir():
+        raise UnsupportedModelError(
+            f"{config.model}: no such model folder; download a hub model first, or train one with qexport train"
+        )
     _check_task(source)
     load_tokenizer(source)
     model = load_encoder(str(source))
@@ -240,8 +244,7 @@ def _check_task(source: Path) -> None:
     """
     from optimum.exporters.tasks import TasksManager
 
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    for name in config.get("architectures") or []:
+    for name in folders.read_json(source / "config.json").get("architectures") or []:
         model_class = getattr(transformers, name, None)
         if model_class is None:
             continue
@@ -267,7 +270,7 @@ def _description(source: Path, model: PreTrainedModel) -> dict[str, Any]:
     if quantization is not None and not isinstance(quantization, dict):
         quantization = quantization.to_dict()
     file = source / "qexport_train.json"
-    trained: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    trained: dict[str, Any] = folders.read_json(file) if file.is_file() else {}
     labels = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
     return {
         "method": quantization["method"] if quantization else trained.get("method", "fp32"),

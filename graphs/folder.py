@@ -20,6 +20,7 @@ __all__ = [
     "MODEL_FILE",
     "copy_tokenizer",
     "file_sha256",
+    "read_json",
     "read_manifest",
     "weights_sha256",
     "write_config",
@@ -72,7 +73,7 @@ def write_config(source: Path, target: Path) -> None:
     Raises:
         UnsupportedModelError: config.json is not JSON.
     """
-    values = _read_json(source / "config.json")
+    values = read_json(source / "config.json")
     for key in ("quantization_config", "_name_or_path", "_attn_implementation", "dtype", "torch_dtype"):
         values.pop(key, None)
     _write_json(target / "config.json", values)
@@ -93,7 +94,7 @@ def copy_tokenizer(source: Path, target: Path) -> list[str]:
     for name in found:
         shutil.copyfile(source / name, target / name)
     if "tokenizer_config.json" in found:
-        values = _read_json(target / "tokenizer_config.json")
+        values = read_json(target / "tokenizer_config.json")
         if values.get("tokenizer_class") == "TokenizersBackend":
             values["tokenizer_class"] = _FAST_CLASS
             _write_json(target / "tokenizer_config.json", values)
@@ -149,7 +150,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         UnsupportedModelError: no such file, not JSON, or of a newer qexport.
     """
-    values = _read_json(folder / MANIFEST)
+    values = read_json(folder / MANIFEST)
     version = values.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise UnsupportedModelError(
@@ -159,7 +160,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UnsupportedModelError: no such file, or it holds something else.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -24,9 +22,10 @@ from qexport.graphs import export as export_module
 from qexport.graphs import folder as folders
 from qexport.graphs.config import ExportConfig
 from qexport.graphs.export import ExportResult, to_onnx
-from qexport.graphs.export_modules import ExportWrapper
 from qexport.training.models import load
 from qexport.training.student import quantized_modules
+
+pytestmark = pytest.mark.usefixtures("trace_once")
 
 CASES: dict[str, tuple[str, dict[str, Any] | None]] = {
     "bert-dynamic-token": ("bert", {}),
@@ -52,28 +51,8 @@ class Exported:
         return self.result.output / "model.onnx"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _trace_once() -> Iterator[None]:
-    """Tracing takes seconds and depends on the weights and the opset only: do it once for each."""
-    traces: dict[tuple[int, str], bytes] = {}
-    trace = export_module._trace
-
-    def cached(wrapper: ExportWrapper, opset: int) -> ir.Model:
-        digest = hashlib.sha256(repr(wrapper).encode())
-        for name, tensor in wrapper.state_dict().items():
-            digest.update(name.encode() + tensor.numpy().tobytes())
-        key = (opset, digest.hexdigest())
-        if key not in traces:
-            traces[key] = ir.serde.serialize_model(trace(wrapper, opset)).SerializeToString()
-        return ir.serde.deserialize_model(onnx.load_from_string(traces[key]))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_module, "_trace", cached)
-        yield
-
-
 @pytest.fixture(scope="module")
-def exported_as(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+def exported_as(tmp_path_factory: pytest.TempPathFactory, trace_once: None) -> Callable[[str], Exported]:
     """Export a case, once."""
     torch.set_num_threads(1)
     done: dict[str, Exported] = {}
@@ -329,6 +308,10 @@ def no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def damaged_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
 def no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
@@ -354,6 +337,7 @@ def truncated(folder: Path) -> None:
     [
         (no_weights, "no model.safetensors"),
         (no_config, "no config.json"),
+        (damaged_config, "not valid JSON"),
         (no_tokenizer, "no tokenizer.json"),
         (other_head, "BertForMaskedLM"),
         (other_family, "model_type 'albert'"),
@@ -370,6 +354,11 @@ def test_export_refuses_a_wrong_folder_in_one_sentence(
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_export_refuses_a_hub_id(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="no such model folder"):
+        to_onnx(ExportConfig(model=Path("some-org/some-model"), output=tmp_path / "out"))
 
 
 def test_export_refuses_a_static_student_that_saw_no_data(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_lower_attention_computes_the_same(act: str, kind: str, pv: int, clip: f
     assert (last.op_type, last.name) == (f"QuantizedAttention{kind}{'' if pv else 'QK'}", "layer.attention")
     assert lower_attention.rules.apply_to_model(model) == 0
     after = finish(model, Target(), {}, "test")
-    # exp differs by an ulp between numpy and ONNX Runtime: at most one step of one probability's code for each key
+    # exp differs by an ulp between numpy and ONNX Runtime: at most one step of the code of each probability
     step = S * np.abs(feeds["v"]).max() / 127 if pv else 0.0
     for found in (run_reference(after, feeds), run_ort(after, feeds)):
         difference = np.abs(found - before)
