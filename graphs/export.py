@@ -125,7 +125,7 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
     source = Path(resolve_model(str(config.model)))
     if not source.is_dir():
         raise UnsupportedModelError(
-            f"{config.model}: no such model folder; download a hub model first, or train one with qexport train"
+            f"{config.model}: no such model folder; download a hub model, or train one with qexport train"
         )
     _check_task(source)
     load_tokenizer(source)

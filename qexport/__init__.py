@@ -3,7 +3,7 @@
     import qexport
     model = qexport.load("student-folder")          # a transformers model, evaluation mode
 
-After `import qexport`, transformers' AutoModelForSequenceClassification.from_pretrained loads student folders too.
+After `import qexport`, transformers' AutoModelForSequenceClassification.from_pretrained loads students too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Register qexport's quantisation method when transformers is imported, without importing it (or torch) ourselves.
+"""Register qexport's quantisation method when transformers is imported, without importing it (or torch).
 
-`import qexport` must make AutoModel…from_pretrained(student) work and must stay quick on a device that has no torch.
-So a finder waits for `transformers.quantizers.auto`, the module that holds transformers' registry, and runs our registration
-right after that module has been executed.
+`import qexport` must make AutoModel…from_pretrained(student) work and must stay quick on a device that has no
+torch. So a finder waits for `transformers.quantizers.auto`, the module that holds transformers' registry, and
+runs our registration right after that module has been executed.
 """
 
 from __future__ import annotations
