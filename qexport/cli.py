@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -110,13 +114,30 @@ def _root(
     console.configure(verbosity=1 if verbose else -1 if quiet else 0, color=not no_color)
 
 
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let `kill` and a container's stop clean up as Ctrl-C does, half-written folders above all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
 def _contained(command: Callable[..., None]) -> Callable[..., None]:
     """Keep Ctrl-C away from Typer, which would end silently, and stdout clean of what libraries print."""
 
     @functools.wraps(command)
     def run(**values: object) -> None:
         try:
-            with console.only_results_on_stdout():
+            with console.only_results_on_stdout(), _sigterm_as_ctrl_c():
                 command(**values)
         except KeyboardInterrupt:
             raise Interrupted("") from None

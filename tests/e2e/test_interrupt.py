@@ -23,7 +23,7 @@ def _interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send this process a SIGINT during the given training step."""
     from qexport.training import trainer
 
-    plain = trainer._Distiller.training_step
+    plain = trainer.Distiller.training_step
     calls = iter(range(1, 10_000))
 
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -31,7 +31,7 @@ def _interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(trainer._Distiller, "training_step", training_step)
+    monkeypatch.setattr(trainer.Distiller, "training_step", training_step)
 
 
 def test_ctrl_c_during_training_then_resume(
@@ -98,11 +98,16 @@ def test_ctrl_c_during_export_leaves_the_old_folder(trail: Trail, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
 
 
-def test_ctrl_c_while_the_export_is_written_leaves_nothing(
-    trail: Trail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_the_export_is_written_leaves_nothing(
+    number: signal.Signals,
+    trail: Trail,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr("qexport.graphs.folder.write_manifest", interrupt)
     assert main(["to-onnx", str(trail.student), "-o", str(tmp_path / "onnx")]) == 130
