@@ -108,7 +108,19 @@ def test_quickstart_runs_through_and_then_skips_what_is_finished(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("qexport.quickstart.MODEL", str(trail.encoder))
     work = tmp_path / "work"
-    words = ["quickstart", "--work", str(work), "--train-samples", "64", "--eval-samples", "32"]
+    words = [
+        "quickstart",
+        "--work",
+        str(work),
+        "--train-samples",
+        "64",
+        "--eval-samples",
+        "32",
+        "--teacher-steps",
+        "8",
+        "--student-steps",
+        "8",
+    ]
     run(*words)
     first = capsys.readouterr()
     assert "[5/5" in first.err
