@@ -28,6 +28,8 @@ class Target:
     """Version of the ONNX file format."""
     inline: bool = False
     """Write function bodies in place of `ai.qexport` nodes."""
+    other_engines: bool = False
+    """Inlined for engines that are not ONNX Runtime: only forms of operators that OpenVINO computes too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,4 +75,4 @@ class ExportConfig:
                 f"ONNX Runtime {self.min_ort} reads opset {newest} at most, got --opset {opset}; "
                 "lower --opset or raise --min-ort"
             )
-        return Target(opset, _IR_VERSIONS[opset], self.inline or version < _INLINES_EARLY)
+        return Target(opset, _IR_VERSIONS[opset], self.inline or version < _INLINES_EARLY, self.inline)

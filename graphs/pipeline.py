@@ -25,6 +25,7 @@ from qexport.graphs.config import Target
 from qexport.graphs.operators import DOMAIN, OPERATORS, VERSION
 from qexport.graphs.rewrites import (
     EXPORT_DOMAIN,
+    expand_row_quantize,
     fold_transpose,
     lower_attention,
     lower_embedding,
@@ -256,7 +257,7 @@ def finish(model: ir.Model, target: Target, metadata: Mapping[str, str], version
         proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
     _keep_few_shapes(proto.graph)
     if target.inline and used:
-        proto = _inline(proto)
+        proto = _inline(proto, other_engines=target.other_engines)
     onnx.helper.set_model_props(proto, dict(metadata))
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -288,13 +289,15 @@ def _compact(function: onnx.FunctionProto) -> onnx.FunctionProto:
     return function
 
 
-def _inline(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _inline(proto: onnx.ModelProto, *, other_engines: bool) -> onnx.ModelProto:
     """Bodies in place of calls; tables and constants that the bodies share are stored once."""
+    expand = (Pass("expand-row-quantize", _rules(expand_row_quantize.rules)),) if other_engines else ()
     inlined = ir.serde.deserialize_model(onnx.inliner.inline_local_functions(proto))
     run_passes(
         inlined,
         (
             Pass("drop-identities", _ir_pass(common.IdentityEliminationPass())),
+            *expand,
             Pass("lift-constants", _ir_pass(common.LiftConstantsToInitializersPass(True, 0))),
             Pass("merge-constants", _merge_constants),
             Pass("merge-nodes", _ir_pass(common.CommonSubexpressionEliminationPass())),

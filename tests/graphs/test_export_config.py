@@ -17,7 +17,7 @@ def target(**options: Any) -> Target:
     ("options", "expected"),
     [
         ({}, Target(18, 8, False)),
-        ({"inline": True}, Target(18, 8, True)),
+        ({"inline": True}, Target(18, 8, True, True)),
         ({"min_ort": "1.16"}, Target(18, 8, True)),
         ({"min_ort": "1.19.2"}, Target(18, 8, True)),
         ({"min_ort": "1.16", "opset": 19}, Target(19, 9, True)),

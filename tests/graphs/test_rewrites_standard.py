@@ -1,4 +1,4 @@
-"""The rules that rewrite standard operators: fold-transpose, simplify-reshape, reorder-gelu."""
+"""The rules that rewrite standard operators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from export_ir import run_reference
 
-from qexport.graphs.rewrites import fold_transpose, reorder_gelu, simplify_reshape
+from qexport.graphs.rewrites import expand_row_quantize, fold_transpose, reorder_gelu, simplify_reshape
 
 
 def parse(text: str) -> ir.Model:
@@ -130,3 +130,35 @@ def test_reorder_gelu_keeps_every_bit_and_onnx_runtime_fuses_it(tmp_path: object
 
 def test_reorder_gelu_leaves_other_constants_alone() -> None:
     assert reorder_gelu.rules.apply_to_model(parse(GELU.replace("{0.5}", "{0.25}"))) == 0
+
+
+ROWS = """
+g (float[rows, 4] x, float[rows] scale) => (KIND[rows, 4] y) {
+    like = Shape(scale)
+    zero = ConstantOfShape<value = KIND[1] {ZERO}>(like)
+    y = QuantizeLinear<axis = 0>(x, scale, zero)
+}"""
+
+
+@pytest.mark.parametrize(("kind", "zero"), [("uint8", "128"), ("uint8", "0"), ("int8", "0")])
+def test_expand_row_quantize_keeps_every_bit(kind: str, zero: str) -> None:
+    model = parse(ROWS.replace("KIND", kind).replace("ZERO", zero))
+    x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    x[:3] = [[0.5, 1.5, 2.5, -0.5], [1e30, -1e30, 0, 1e-38], [3e38, 127.5, -127.5, -128.5]]
+    scale = np.random.default_rng(1).uniform(0.001, 0.1, 200).astype(np.float32)
+    scale[:3] = [1, 1.2e-32, 1]
+    feeds = {"x": x, "scale": scale}
+    before = ort(model, feeds)
+    assert expand_row_quantize.rules.apply_to_model(model) == 1
+    assert kinds(model)[-6:] == ["Unsqueeze", "Div", "Round", "Add", "Clip", "Cast"]
+    np.testing.assert_array_equal(ort(model, feeds), before)
+    assert before.dtype == np.dtype(kind) and len(np.unique(before)) > 50
+    assert expand_row_quantize.rules.apply_to_model(model) == 0
+
+
+def test_expand_row_quantize_leaves_columns_and_stored_scales_alone() -> None:
+    text = ROWS.replace("KIND", "uint8").replace("ZERO", "128")
+    columns = text.replace("float[rows] scale", "float[4] scale").replace("axis = 0", "axis = 1")
+    assert expand_row_quantize.rules.apply_to_model(parse(columns)) == 0
+    stored = text.replace(", float[rows] scale", "").replace("y) {", "y)\n<float[2] scale = {0.5, 0.25}> {")
+    assert expand_row_quantize.rules.apply_to_model(parse(stored.replace("rows", "2"))) == 0
