@@ -99,8 +99,13 @@ def load_encoder(name: str, **kwargs: Any) -> PreTrainedModel:
         kwargs: for AutoConfig, e.g. num_labels, id2label.
     Raises:
         UnsupportedModelError: not a supported encoder, or its files cannot be read.
-        EnvironmentProblem: a hub id, and no network or cache.
+        EnvironmentProblem: a hub id, and no network or cache; or transformers is older than 5.
     """
+    if int(transformers.__version__.split(".")[0]) < 5:
+        raise EnvironmentProblem(
+            f"PyTorch models need transformers 5, found {transformers.__version__}; the extra 'optimum' brings "
+            "an older one, so train and export in an environment without it"
+        )
     path = resolve_model(name)
     try:
         with quiet_transformers():
