@@ -2,7 +2,7 @@
 
     python benchmarks/results_table.py TEACHER_FOLDER STUDENT_ONNX_FOLDER [STUDENT_ONNX_FOLDER ...]
 
-A student's ONNX folder holds report/report.json (written by qexport verify) and qexport.json (by qexport to-onnx).
+A student's ONNX folder holds report/report.json (by qexport verify) and qexport.json (by qexport to-onnx).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def megabytes(value: int | None, digits: int = 0) -> str:
 
 
 def accuracy_table(teacher: Path, students: list[Path]) -> Iterator[str]:
-    yield row("model", "W-E-A", "steps", "PyTorch", "ONNX, stock ONNX Runtime", "drop against the teacher, points",
-              "same answer as PyTorch", "largest logit difference", "file, MB")  # fmt: skip
+    yield row("model", "W-E-A", "steps", "PyTorch", "ONNX, stock ONNX Runtime",
+              "drop against the teacher, points", "same answer as PyTorch", "largest logit difference", "file, MB")  # fmt: skip
     yield row(*["---"] * 9)
     first = read(students[0] / "report" / "report.json")
     size = next((engine["file_bytes"] for engine in first["engines"] if engine["name"] == "fp32"), None)

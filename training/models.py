@@ -103,8 +103,8 @@ def load_encoder(name: str, **kwargs: Any) -> PreTrainedModel:
     """
     if int(transformers.__version__.split(".")[0]) < 5:
         raise EnvironmentProblem(
-            f"PyTorch models need transformers 5, found {transformers.__version__}; the extra 'optimum' brings "
-            "an older one, so train and export in an environment without it"
+            f"PyTorch models need transformers 5, found {transformers.__version__}; the extra 'optimum' "
+            "brings an older one, so train and export in an environment without it"
         )
     path = resolve_model(name)
     try:
