@@ -5,7 +5,7 @@
 
 Shapes   x float32 [T, C], scale float32 [T], z a uint8 or int8 number; low..high is the range of its type.
 Parity   equal bits: the same division, rounding half to even, and saturation.
-Why      OpenVINO 2026.4 turns this QuantizeLinear into a FakeQuantize that broadcasts the scale along columns,
+Why      OpenVINO 2026.4 turns this QuantizeLinear into a FakeQuantize that broadcasts scales along columns,
          and fails at run time. ONNX Runtime is faster with the first form, so files with functions keep it.
 """
 
