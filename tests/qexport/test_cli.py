@@ -220,7 +220,7 @@ def test_python_m_qexport_runs_from_a_bare_checkout(tmp_path: Path) -> None:
         "import sys, runpy;"
         "names = ('Editable', 'ScikitBuild');"
         "sys.meta_path[:] = [f for f in sys.meta_path if not any(n in type(f).__name__ for n in names)];"
-        f"sys.path[:] = [{str(tmp_path)!r}, *[p for p in sys.path if p and {str(checkout)!r} not in p]];"
+        f"sys.path[:] = [{str(tmp_path)!r}, *[p for p in sys.path if p not in ('', {str(checkout)!r})]];"
         "sys.modules.pop('qexport', None);"
         "sys.argv[:] = ['qexport', 'methods', '--json'];"
         "runpy.run_module('qexport', run_name='__main__', alter_sys=True)"
