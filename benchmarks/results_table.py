@@ -52,7 +52,9 @@ def megabytes(value: int | None, digits: int = 0) -> str:
 
 def accuracy_table(teacher: Path, students: list[Path]) -> Iterator[str]:
     names = ("PyTorch", "ONNX, stock ONNX Runtime", "drop against the teacher, points")
-    yield row("model", "W-E-A", "steps", *names, "same answer as PyTorch", "largest logit difference", "file, MB")
+    yield row(
+        "model", "W-E-A", "steps", *names, "same answer as PyTorch", "largest logit difference", "file, MB"
+    )
     yield row(*["---"] * 9)
     first = read(students[0] / "report" / "report.json")
     size = next((engine["file_bytes"] for engine in first["engines"] if engine["name"] == "fp32"), None)

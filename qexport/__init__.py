@@ -21,12 +21,11 @@ __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
-
 def _join_checkout() -> None:
     """Beside a checkout's folders `training/`, `graphs/` and `serving/`, find them as parts of this package.
 
-    Python puts the current folder first on sys.path, so in a checkout the `qexport` that is imported may be the
-    source folder, which an install would have filled with the other three.
+    Python puts the current folder first on sys.path, so in a checkout the `qexport` that is imported may be
+    the source folder, which an install would have filled with the other three.
     """
     here = Path(__file__).parent
     if not (here / "training").is_dir() and (here.parent / "training" / "quant_config.py").is_file():
