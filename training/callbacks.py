@@ -1,20 +1,20 @@
-"""Callbacks of a run: curvature for loss-aware ternarisation, a clean stop on Ctrl-C."""
+"""Callbacks of a run: curvature for loss-aware ternarisation, a clean stop on Ctrl-C, lines for people."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from qexport.training.student import QuantEmbedding, QuantLinear
 
-__all__ = ["Curvature", "StopOnSignal"]
+__all__ = ["Curvature", "Lines", "StopOnSignal", "log_line"]
 
 _EPSILON = 1e-8  # as in the released code of loss-aware quantisation
 
@@ -39,6 +39,58 @@ class Curvature(TrainerCallback):
             entry = moments.get(module.weight)
             if entry:
                 torch.sqrt(entry["exp_avg_sq"], out=module.curvature).add_(_EPSILON)
+
+
+def log_line(step: int, steps: int, logs: Mapping[str, Any]) -> str:
+    """One log entry of the Trainer as a line: step, then losses and metrics."""
+    shown = []
+    for name, value in logs.items():
+        bare = name.removeprefix("eval_")
+        if isinstance(value, float) and (
+            name.startswith("loss") or (name != bare and bare[:7] not in _TIMINGS)
+        ):
+            shown.append(f"{bare.replace('loss_', '').replace('_', ' ')} {value:.4f}")
+    what = "evaluation: " if any(name.startswith("eval_") for name in logs) else ""
+    return f"step {step}/{steps}  {what}{', '.join(shown)}" if shown else ""
+
+
+_TIMINGS = ("runtime", "samples", "steps_p")
+
+
+class Lines(ProgressCallback):
+    """A bar on a terminal, and a readable line for each log entry everywhere."""
+
+    def __init__(self, say: Callable[[str], None], *, bars: bool) -> None:
+        super().__init__()
+        self.say, self.bars = say, bars
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """transformers' hook: open the bar."""
+        if self.bars:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """transformers' hook: move the bar."""
+        if self.bars:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """transformers' hook: evaluations are short, they have no bar of their own."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """transformers' hook: close the bar."""
+        if self.bars:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """transformers' hook: one line, above the bar."""
+        line = log_line(state.global_step, state.max_steps, logs or {})
+        if not line or not state.is_world_process_zero:
+            return
+        if self.bars and self.training_bar is not None:
+            self.training_bar.write(line)
+        else:
+            self.say(line)
 
 
 class StopOnSignal(TrainerCallback):

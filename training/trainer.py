@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -31,7 +34,7 @@ from transformers import (
 from qexport.atomic import disk_errors
 from qexport.errors import Interrupted, MissingPackageError, UsageError
 from qexport.training.batches import Rows, Shuffle, collator, predict_logits
-from qexport.training.callbacks import Curvature, StopOnSignal
+from qexport.training.callbacks import Curvature, Lines, StopOnSignal
 from qexport.training.config import TrainConfig
 from qexport.training.data import Encoded, TaskData, encode, load_task_data, load_tokenizer, pad_token_id
 from qexport.training.distill import attention_loss, hidden_loss, label_loss, logits_loss
@@ -128,6 +131,9 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
         pad_id=pad_token_id(tokenizer_folder),
         stop=stop,
     )
+    for standard in (PrinterCallback, ProgressCallback):  # one of them prints raw dictionaries
+        trainer.remove_callback(standard)
+    trainer.add_callback(Lines(say, bars=sys.stderr.isatty() and os.environ.get("TQDM_DISABLE") != "1"))
     checkpoint = newest_checkpoint(config.output) if config.resume else None
     if checkpoint:
         say(f"resuming from {checkpoint.name}")
