@@ -36,7 +36,7 @@ class QuickstartConfig:
     """Folder for everything it makes; a folder of an earlier run is continued."""
     teacher_steps: int = 260
     """Optimiser steps of the FP32 teacher, 16 sentences each."""
-    student_steps: int = 280
+    student_steps: int = 420
     """Optimiser steps of the ternary student, 16 sentences each."""
     train_samples: int | None = None
     """Use a part of the training rows only, for a quick look."""
