@@ -72,7 +72,7 @@ def accuracy_table(teacher: Path, students: list[Path]) -> Iterator[str]:
 
 
 def latency_table(students: list[Path]) -> Iterator[str]:
-    yield row("model", "engine", "tokens", "threads", "p50, ms", "p90", "p99", "times fp32, median [95 %]")
+    yield row("model", "engine", "tokens", "threads", "p50, ms", "p90", "p99", "times as fast as fp32 [95 %]")
     yield row(*["---"] * 8)
     for folder in students:
         report = read(folder / "report" / "report.json")
