@@ -63,24 +63,27 @@ class Lines(ProgressCallback):
     def __init__(self, say: Callable[[str], None], *, bars: bool) -> None:
         super().__init__()
         self.say, self.bars = say, bars
+        self.bar: Any = super()  # transformers' hooks have no types
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """transformers' hook: open the bar."""
         if self.bars:
-            super().on_train_begin(args, state, control, **kwargs)
+            self.bar.on_train_begin(args, state, control, **kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """transformers' hook: move the bar."""
         if self.bars:
-            super().on_step_end(args, state, control, **kwargs)
+            self.bar.on_step_end(args, state, control, **kwargs)
 
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
         """transformers' hook: evaluations are short, they have no bar of their own."""
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """transformers' hook: close the bar."""
         if self.bars:
-            super().on_train_end(args, state, control, **kwargs)
+            self.bar.on_train_end(args, state, control, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """transformers' hook: one line, above the bar."""
