@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qexport.errors import UnsupportedModelError
+from qexport.training.data import TOKENIZER_FILES
 
 __all__ = [
     "FORMAT_VERSION",
@@ -37,16 +38,6 @@ MODEL_FILE = "model.onnx"
 MANIFEST = "qexport.json"
 """What the folder holds and where it came from."""
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "added_tokens.json",
-)
 _FAST_CLASS = "PreTrainedTokenizerFast"  # every transformers from 4 on knows it; TokenizersBackend is of 5
 
 
@@ -90,7 +81,7 @@ def copy_tokenizer(source: Path, target: Path) -> list[str]:
             f"{source}: no tokenizer.json in this folder; load its tokenizer with transformers.AutoTokenizer "
             "and call save_pretrained on the folder"
         )
-    found = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
+    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in found:
         shutil.copyfile(source / name, target / name)
     if "tokenizer_config.json" in found:

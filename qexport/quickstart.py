@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qexport.errors import MissingPackageError, UsageError
 
@@ -136,17 +136,17 @@ def _need_packages() -> None:
         )
 
 
-def _train(config: QuickstartConfig, output: Path, say: Callable[[str], None], **settings: object) -> None:
+def _train(config: QuickstartConfig, output: Path, say: Callable[[str], None], **settings: Any) -> None:
     from qexport.training.config import TrainConfig
     from qexport.training.trainer import TRAIN_REPORT, train
 
     unfinished = any(output.glob("checkpoints/checkpoint-*"))
-    values = {
+    values: dict[str, Any] = {
         **settings, "output": output, "task": TASK, "seed": config.seed,
         "train_samples": config.train_samples, "eval_samples": config.eval_samples or _CHECK_ROWS,
         "batch_size": _BATCH_SIZE, "threads": config.threads, "bf16": _fast_bf16(),
     }  # fmt: skip
-    wanted = TrainConfig(**values, resume=unfinished and not config.force, force=config.force)  # type: ignore[arg-type]
+    wanted = TrainConfig(**values, resume=unfinished and not config.force, force=config.force)
     if not config.force and _same_run(output / TRAIN_REPORT, wanted):
         say(f"  finished earlier: {output}")
         return

@@ -37,6 +37,7 @@ from qexport.training.sources import from_glue_folder, from_hub, from_package, p
 from qexport.training.tasks import Task, custom_task, get_task
 
 __all__ = [
+    "TOKENIZER_FILES",
     "Encoded",
     "Split",
     "TaskData",
@@ -409,6 +410,19 @@ def pad(
         types = encoded.token_type_ids
         batch["token_type_ids"] = fill([types[index] for index in indices], pad_token_type_id)
     return batch
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+)
+"""What travels with a model from folder to folder, where it is there."""
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -19,7 +19,7 @@ from qexport.atomic import atomic_write_text, disk_errors
 from qexport.errors import OutputExistsError, UsageError
 from qexport.serving.machine import environment
 from qexport.training.config import TrainConfig
-from qexport.training.data import TaskData
+from qexport.training.data import TOKENIZER_FILES, TaskData
 from qexport.training.quant_config import QuantConfig
 from qexport.training.recipes.base import Losses
 from qexport.training.tasks import Task
@@ -39,16 +39,6 @@ TRAIN_REPORT = "qexport_train.json"
 
 CHECKPOINTS = "checkpoints"
 """Folder in the output while the run lasts; a finished run has none."""
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-)
 
 
 def check_folder(config: TrainConfig) -> None:
@@ -147,7 +137,7 @@ def finish(
     shutil.rmtree(part, ignore_errors=True)
     trainer.save_model(str(part))
     (part / "training_args.bin").unlink(missing_ok=True)
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (tokenizer_folder / name).is_file():
             shutil.copyfile(tokenizer_folder / name, part / name)
     report = _report(config, trainer, quant, losses, data, metrics, max_length, seconds)
