@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,12 @@ __all__ = [
     "LatencyCell",
     "Ratio",
     "feeds_from_rows",
+    "interleave",
     "interleaved_times",
     "measure_latency",
     "median_interval",
+    "ratios",
+    "run_ms",
 ]
 
 
@@ -95,37 +99,56 @@ def median_interval(values: npt.NDArray[np.float64], level: float = 0.95) -> tup
     return float(ordered[rank - 1]), float(ordered[n - rank])
 
 
+def run_ms(run: Callable[[], object]) -> float:
+    """Milliseconds of one call."""
+    begin = time.perf_counter_ns()
+    run()
+    return (time.perf_counter_ns() - begin) / 1e6
+
+
+def interleave(
+    turns: Mapping[str, Callable[[], float]], *, rounds: int, warmup: int
+) -> dict[str, npt.NDArray[np.float64]]:
+    """What each engine's turn gives in each round; every round starts with the next engine.
+
+    Args:
+        turns: name -> one turn of that engine, which gives its milliseconds.
+        rounds: rounds that count; each gives every engine one turn.
+        warmup: rounds before, not kept, in the order of `turns`.
+    Returns:
+        name -> float64 [rounds]; index i of every engine comes from the same round.
+    """
+    names = list(turns)
+    times = {name: np.zeros(rounds, dtype=np.float64) for name in names}
+    for _ in range(warmup):
+        for name in names:
+            turns[name]()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for index in range(rounds):
+            first = index % len(names)
+            for name in names[first:] + names[:first]:
+                times[name][index] = turns[name]()
+    finally:
+        if collecting:
+            gc.enable()
+    return times
+
+
 def interleaved_times(
     engines: Mapping[str, Runner], batch: Batch, *, rounds: int, warmup: int
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Milliseconds of each engine in each round.
+    """Milliseconds of each engine in each round; see `interleave`.
 
     Args:
         engines: name -> runner.
         batch: the feeds of every run.
         rounds: timed rounds; each runs every engine once.
         warmup: rounds before, not timed.
-    Returns:
-        name -> float64 [rounds]; index i of every engine comes from the same round.
     """
-    names = list(engines)
-    times = {name: np.zeros(rounds, dtype=np.float64) for name in names}
-    for _ in range(warmup):
-        for name in names:
-            engines[name].run(batch)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for index in range(rounds):
-            turn = index % len(names)
-            for name in names[turn:] + names[:turn]:
-                begin = time.perf_counter_ns()
-                engines[name].run(batch)
-                times[name][index] = (time.perf_counter_ns() - begin) / 1e6
-    finally:
-        if collecting:
-            gc.enable()
-    return times
+    turns = {name: partial(run_ms, partial(runner.run, batch)) for name, runner in engines.items()}
+    return interleave(turns, rounds=rounds, warmup=warmup)
 
 
 def feeds_from_rows(
@@ -156,7 +179,8 @@ def feeds_from_rows(
     }
 
 
-def _ratios(times: Mapping[str, npt.NDArray[np.float64]], ours: str) -> list[Ratio]:
+def ratios(times: Mapping[str, npt.NDArray[np.float64]], ours: str) -> list[Ratio]:
+    """Every other engine's time divided by that of `ours`, within each round; float64 [rounds] each."""
     found = []
     for name, values in times.items():
         if name == ours:
@@ -216,7 +240,7 @@ def measure_latency(
                     LatencyCell(
                         engine=name, length=length, batch_size=batch_size, threads=count, rounds=rounds,
                         p50_ms=p50, p90_ms=p90, p99_ms=p99, mean_ms=float(taken.mean()),
-                        min_ms=float(taken.min()), ratios=_ratios(times, ours) if name == ours else [],
+                        min_ms=float(taken.min()), ratios=ratios(times, ours) if name == ours else [],
                     )
                 )  # fmt: skip
             line = ", ".join(f"{name} {np.median(taken):.2f} ms" for name, taken in times.items())

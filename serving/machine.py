@@ -8,14 +8,24 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["Environment", "cpu_flags", "environment", "has_vnni"]
+__all__ = ["Environment", "cpu_flags", "environment", "has_vnni", "physical_cores"]
 
 _X86_FLAGS = (
     "sse4_1", "avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16",
     "amx_tile", "amx_int8", "amx_bf16",
 )  # fmt: skip
 _ARM_FLAGS = ("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme")
-_PACKAGES = ("qexport", "onnxruntime", "onnx", "numpy", "tokenizers", "torch", "transformers")
+_PACKAGES = (
+    "qexport",
+    "onnxruntime",
+    "onnx",
+    "numpy",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "openvino",
+    "nncf",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,17 @@ def has_vnni() -> bool:
     if platform.machine().lower() in ("arm64", "aarch64"):
         return True
     return bool({"avx_vnni", "avx512_vnni", "amx_int8"} & set(cpu_flags()))
+
+
+def physical_cores() -> list[int]:
+    """One logical processor of each core that this process may use; [] where processes cannot be pinned."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    found: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        found.setdefault(siblings.read_text().strip() if siblings.is_file() else str(cpu), cpu)
+    return list(found.values())
 
 
 def _memory() -> int | None:
