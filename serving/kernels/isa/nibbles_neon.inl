@@ -1,0 +1,16 @@
+// Nibbles of 16 bytes, for unpack.inl: NEON.
+
+typedef uint8x16_t Nibbles;
+QX_INLINE uint8x16_t nibbles(const uint8_t* p) { return vld1q_u8(p); }
+QX_INLINE uint8x16_t low(uint8x16_t x) { return vandq_u8(x, vdupq_n_u8(15)); }
+QX_INLINE uint8x16_t high(uint8x16_t x) { return vshrq_n_u8(x, 4); }
+QX_INLINE int8x16_t table(const int8_t* t) { return vld1q_s8(t); }
+QX_INLINE int8x16_t lookup(int8x16_t entries, uint8x16_t index) { return vqtbl1q_s8(entries, index); }
+QX_INLINE void put(int8_t* p, int8x16_t x) { vst1q_s8(p, x); }
+
+// Four bytes of A less 128, four times.
+QX_INLINE int8x16_t four_signed(const uint8_t* p) {
+  uint32_t bytes;
+  __builtin_memcpy(&bytes, p, 4);
+  return vreinterpretq_s8_u32(vdupq_n_u32(bytes ^ 0x80808080u));
+}

@@ -1,0 +1,110 @@
+// Floats in vectors of LANES, in the compiler's own vector types: the same source for every instruction set.
+//
+// To be included inside the namespace of an instruction set, after `constexpr int LANES`.
+
+typedef float F32 __attribute__((vector_size(LANES * 4)));
+typedef int32_t I32 __attribute__((vector_size(LANES * 4)));
+typedef uint8_t U8 __attribute__((vector_size(LANES)));
+typedef int8_t S8 __attribute__((vector_size(LANES)));
+// The same in memory, at any address.
+typedef float F32M __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t I32M __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef uint8_t U8M __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef int8_t S8M __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+#define QX_INLINE static inline __attribute__((always_inline))
+
+QX_INLINE F32 load(const float* p) { return *reinterpret_cast<const F32M*>(p); }
+QX_INLINE void store(float* p, F32 x) { *reinterpret_cast<F32M*>(p) = x; }
+QX_INLINE F32 load(const float* p, int64_t count) {
+  if (count >= LANES) return load(p);
+  F32 x = {};
+  for (int64_t i = 0; i < count; ++i) x[i] = p[i];
+  return x;
+}
+QX_INLINE void store(float* p, F32 x, int64_t count) {
+  if (count >= LANES) return store(p, x);
+  for (int64_t i = 0; i < count; ++i) p[i] = x[i];
+}
+QX_INLINE void store(uint8_t* p, I32 x, int64_t count) {
+  const U8 bytes = __builtin_convertvector(x, U8);
+  if (count >= LANES) {
+    *reinterpret_cast<U8M*>(p) = bytes;
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) p[i] = bytes[i];
+}
+QX_INLINE F32 all(float x) { return F32{} + x; }
+QX_INLINE F32 to_float(I32 x) { return __builtin_convertvector(x, F32); }
+QX_INLINE I32 to_int(F32 x) { return __builtin_convertvector(x, I32); }
+QX_INLINE F32 as_float(I32 x) { return reinterpret_cast<F32>(x); }
+QX_INLINE I32 as_int(F32 x) { return reinterpret_cast<I32>(x); }
+QX_INLINE F32 magnitude(F32 x) { return as_float(as_int(x) & 0x7fffffff); }
+// Where a comparison with NaN is false the second operand is taken, so NaN in x gives `bound`.
+QX_INLINE F32 at_most(F32 x, F32 bound) { return x < bound ? x : bound; }
+QX_INLINE F32 at_least(F32 x, F32 bound) { return x > bound ? x : bound; }
+// Keeps `largest` where x is NaN.
+QX_INLINE F32 larger(F32 largest, F32 x) { return x > largest ? x : largest; }
+
+// Nearest whole number, halves to even; |x| < 2**22.
+QX_INLINE F32 nearest(F32 x) {
+  const F32 magic = all(12582912.0f);  // 1.5 * 2**23
+  return (x + magic) - magic;
+}
+
+QX_INLINE float largest_of(F32 x) {
+  float largest = x[0];
+  for (int i = 1; i < LANES; ++i) largest = x[i] > largest ? x[i] : largest;
+  return largest;
+}
+QX_INLINE float sum_of(F32 x) {
+  // in halves, so that the order does not depend on what the compiler makes of a loop
+  float parts[LANES];
+  for (int i = 0; i < LANES; ++i) parts[i] = x[i];
+  for (int half = LANES / 2; half >= 1; half /= 2)
+    for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+  return parts[0];
+}
+
+// exp(x) for x <= 0 (0 below -87), within 2 ulp: 2**n * p(r), r = x - n ln 2, |r| <= ln 2 / 2.
+// p is the Taylor polynomial of degree 7: its remainder is below 2**-31 there.
+QX_INLINE F32 exponential(F32 x) {
+  const F32 low = all(-87.0f);
+  const I32 vanishes = x < low;
+  x = at_least(x, low);
+  const F32 n = nearest(x * 1.44269504f);
+  const F32 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  F32 p = all(1.98412698e-4f);
+  p = p * r + 1.38888889e-3f;
+  p = p * r + 8.33333333e-3f;
+  p = p * r + 4.16666667e-2f;
+  p = p * r + 1.66666667e-1f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const F32 power = as_float((to_int(n) + 127) << 23);
+  return vanishes ? F32{} : p * power;
+}
+
+// erf(x) within 5e-7, as x * P(x^2) / Q(x^2) for |x| <= 3.92, where 1 - erf is 3e-8. P and Q, of degree 5, are a
+// minimax fit of the relative error (1.9e-8 before rounding) by Lawson's weights; tests/serving/kernels checks it.
+QX_INLINE F32 error_function(F32 x) {
+  x = at_least(at_most(x, all(3.92f)), all(-3.92f));
+  const F32 t = x * x;
+  F32 p = all(2.05007473e-06f);
+  p = p * t + 0.000284883514f;
+  p = p * t + 0.00376566569f;
+  p = p * t + 0.0527488776f;
+  p = p * t + 0.190407634f;
+  p = p * t + 1.12837911f;
+  F32 q = all(3.80916281e-05f);
+  q = q * t + 0.00116254669f;
+  q = q * t + 0.0149693163f;
+  q = q * t + 0.114109598f;
+  q = q * t + 0.502077103f;
+  q = q * t + 1.0f;
+  return at_least(at_most(x * p / q, all(1.0f)), all(-1.0f));
+}
+
+// Tells the compiler that the value is needed.
+QX_INLINE void keep(const void* value) { __asm__ volatile("" : : "r"(value) : "memory"); }

@@ -1,0 +1,71 @@
+// What every operator needs: a description for ONNX Runtime, its inputs checked, its outputs, an error with a reason.
+
+#pragma once
+
+#include "../core.h"
+#include "../ort_abi.h"
+
+namespace qexport {
+
+extern Ort ort;  // set once, by RegisterCustomOps
+
+constexpr int MAX_INPUTS = 9, MAX_RANK = 8;
+
+struct Kernel;
+
+// The description of an operator. ONNX Runtime sees its base.
+struct Op : OrtCustomOp {
+  const char* name;
+  int inputs;
+  int input_types[MAX_INPUTS];
+  int outputs;
+  int output_types[3];
+  int variant;  // bits of the weight, or the kind of scales
+  OrtStatus* (*prepare)(Kernel&, const OrtKernelInfo*);  // null where nothing is to be prepared
+  OrtStatus* (*compute)(const Kernel&, OrtKernelContext*);
+};
+
+// One node of one session. Everything is written before the first run and only read afterwards.
+struct Kernel {
+  const Op* op;
+  const Isa* isa;
+  OrtStatus* (*compute)(const Kernel&, OrtKernelContext*);
+  int64_t k = 0, num_heads = 0;
+  float clip = 0, scaling = 0, epsilon = 0;
+  Weight weight;
+  void* memory = nullptr;       // of the weight
+  const char* broken = nullptr;  // why every run has to fail; the run's error names the node, one at creation would not
+};
+
+struct Tensor {
+  const void* data = nullptr;
+  int type = ORT_ANY;
+  int64_t dims[MAX_RANK] = {};
+  int rank = 0;
+  int64_t count = 0;
+
+  const float* floats() const { return static_cast<const float*>(data); }
+  const uint8_t* bytes() const { return static_cast<const uint8_t*>(data); }
+  int64_t last() const { return rank ? dims[rank - 1] : 1; }
+};
+
+#define QX_TRY(call)                          \
+  do {                                        \
+    if (OrtStatus* status_ = (call)) return status_; \
+  } while (0)
+
+// An error made of pieces of text and numbers; a null text ends it.
+OrtStatus* fail(const char* what, int64_t got, const char* then);
+OrtStatus* fail(const char* what);
+
+OrtStatus* read_value(const OrtValue* value, Tensor& tensor);
+OrtStatus* input(OrtKernelContext* context, const Op& op, size_t index, Tensor& tensor);
+OrtStatus* output(OrtKernelContext* context, size_t index, const int64_t* dims, int rank, void** data);
+
+// Memory from ONNX Runtime's allocator; null when there is none left.
+void* take_memory(size_t bytes);
+void give_memory(void* memory);
+Threads threads_of(OrtKernelContext* context);
+Memory memory_of_call();
+
+}  // namespace qexport
