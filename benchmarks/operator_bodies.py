@@ -193,12 +193,12 @@ def products(rng: np.random.Generator, repeats: int, tokens: int) -> None:
 
 def attention(rng: np.random.Generator, repeats: int, tokens: int) -> None:
     """The variants of attention, BERT-base, one sentence."""
-    q, k, v = (rng.normal(size=(1, 12, tokens, 64)).astype(np.float32) for _ in range(3))
+    q, k, v = (rng.normal(size=(1, tokens, 12 * 64)).astype(np.float32) for _ in range(3))
     mask = np.ones((1, 1, 1, tokens), bool)
     mask[..., 3 * tokens // 4 :] = False
     for name in (name for name in OPERATORS if name.startswith("QuantizedAttention")):
         inputs = [q, k, v, mask]
-        attributes = {"scaling": 0.125}
+        attributes: dict[str, int | float] = {"num_heads": 12, "scaling": 0.125}
         if "Static" in name:
             scales = (0.03, 0.03) if name.endswith("QK") else (0.03, 0.03, 1 / 127, 0.03)
             inputs += [np.array(scale, np.float32) for scale in scales]
@@ -207,7 +207,7 @@ def attention(rng: np.random.Generator, repeats: int, tokens: int) -> None:
         feed = dict(zip(OPERATORS[name].inputs, inputs, strict=True))
         expected = OPERATORS[name].reference(*inputs, **attributes)[0].astype(np.float64)
         one = session(operator_model(OPERATORS, name, inputs, attributes))
-        compare(f"{name} [1, 12, {tokens}, 64]", {"used": one}, feed, expected, repeats)
+        compare(f"{name} [1, {tokens}, 12 * 64]", {"used": one}, feed, expected, repeats)
 
 
 def main() -> None:

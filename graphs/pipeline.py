@@ -23,14 +23,19 @@ from onnxscript.rewriter import MatchingTracer, MatchStatus, RewriteRuleSet
 from qexport.errors import UnsupportedModelError
 from qexport.graphs.config import Target
 from qexport.graphs.operators import DOMAIN, OPERATORS, VERSION
+from qexport.graphs.operators.fused import FUSED
+from qexport.graphs.operators.quantize import QUANTIZERS
 from qexport.graphs.rewrites import (
     EXPORT_DOMAIN,
     expand_row_quantize,
     fold_transpose,
+    fuse_gelu,
+    fuse_layer_norm,
     lower_attention,
     lower_embedding,
     lower_linear,
     lower_linear_weight_only,
+    merge_heads,
     reorder_gelu,
     simplify_reshape,
 )
@@ -42,7 +47,9 @@ logger = logging.getLogger(__name__)
 _SMALL = 4096  # elements; constants up to here may share one initializer, the decoding tables among them
 _PARAMETERS = (".weight", ".bias", ".scale")  # endings of the names of parameters of modules
 _FOLD_LIMIT = 1024  # elements; larger constants are never computed in advance, so packed weights stay packed
-_UNNAMED = ("QuantizePerToken", "QuantizePerTensor")  # operators that stand for no module
+_UNNAMED = frozenset({**QUANTIZERS, **FUSED})  # operators that stand for no quantised module
+_LAYER_NORMS = {"LayerNormalization": 1, "AddLayerNormQuantizePerToken": 2, "AddLayerNormQuantizeLinear": 2}
+"""Operators whose first output is that of a LayerNorm, and which input its weight is."""
 _ROUNDS = 4  # a pass that still changes something after so many rounds is broken
 
 
@@ -143,9 +150,9 @@ def _shorten_names(model: ir.Model) -> int:
     kept |= set(graph.initializers)
     count = 0
     for node in graph:
-        for value in node.outputs:
+        for index, value in enumerate(node.outputs):
             if str(value.name) not in kept and value.name:
-                letter = "ln" if node.op_type == "LayerNormalization" else "v"
+                letter = "ln" if node.op_type in _LAYER_NORMS and not index else "v"
                 value.name = f"{letter}{count}"
                 count += 1
         if node.domain != DOMAIN or node.op_type in _UNNAMED:
@@ -174,7 +181,11 @@ PASSES = (
     Pass("merge-constants", _merge_constants),
     Pass("merge-nodes", _ir_pass(common.CommonSubexpressionEliminationPass())),
     Pass("simplify-reshape", _rules(simplify_reshape.rules)),
+    Pass("merge-heads", _rules(merge_heads.rules)),
+    Pass("drop-identities", _ir_pass(common.IdentityEliminationPass())),
     Pass("reorder-gelu", _rules(reorder_gelu.rules)),
+    Pass("fuse-gelu", _rules(fuse_gelu.rules)),
+    Pass("fuse-layer-norm", _rules(fuse_layer_norm.rules)),
     Pass("drop-unused", _ir_pass(common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass())),
     Pass("drop-metadata", _ir_pass(common.ClearMetadataAndDocStringPass())),
     Pass("shorten-names", _shorten_names),
@@ -228,11 +239,13 @@ def _reason(model: ir.Model, node: ir.Node) -> str:
 
 def layer_norm_outputs(proto: onnx.ModelProto) -> list[dict[str, str]]:
     """For `verify --layers`: torch module path and ONNX value name of every LayerNorm, in graph order."""
-    return [
-        {"module": node.input[1].removesuffix(".weight"), "value": node.output[0]}
-        for node in proto.graph.node
-        if node.op_type == "LayerNormalization" and node.input[1].endswith(".weight")
-    ]
+    found = []
+    for node in proto.graph.node:
+        if node.op_type in _LAYER_NORMS:
+            weight = node.input[_LAYER_NORMS[node.op_type]]
+            if weight.endswith(".weight"):
+                found.append({"module": weight.removesuffix(".weight"), "value": node.output[0]})
+    return found
 
 
 def finish(model: ir.Model, target: Target, metadata: Mapping[str, str], version: str) -> onnx.ModelProto:

@@ -5,6 +5,7 @@ Each operator travels in the file as a model-local function of ai.onnx operators
 
 from qexport.graphs.operators.attention import ATTENTIONS, attention_name
 from qexport.graphs.operators.body import DOMAIN, MAX_OPSET, MIN_OPSET, VERSION, Operator
+from qexport.graphs.operators.fused import FUSED
 from qexport.graphs.operators.gather import GATHERS, gather_name
 from qexport.graphs.operators.matmul import MATMULS, matmul_name
 from qexport.graphs.operators.quantize import QUANTIZERS, SMALLEST_SCALE, ZERO_POINT
@@ -23,5 +24,5 @@ __all__ = [
     "matmul_name",
 ]
 
-OPERATORS: dict[str, Operator] = {**QUANTIZERS, **MATMULS, **GATHERS, **ATTENTIONS}
+OPERATORS: dict[str, Operator] = {**QUANTIZERS, **FUSED, **MATMULS, **GATHERS, **ATTENTIONS}
 """Every operator by its type."""

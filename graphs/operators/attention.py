@@ -4,9 +4,9 @@
     p = softmax(scores);  q_p = round_half_even(p / s_p) in 0..127
     Y = float(sum q_p * v_q) * (s_p * s_v)
 
-q, k, v are float32 [B, H, S, D], mask is bool [B, 1, 1, S], true for a token that is kept. A function body
-cannot look at whether an input or an attribute is there, so each way of finding the scales has its own
-name:
+q, k, v and Y are float32 [B, S, H * D], the heads side by side as a linear layer writes them; the sums above
+run inside one head. mask is bool [B, 1, 1, S], true for a token that is kept. A function body cannot look at
+whether an input or an attribute is there, so each way of finding the scales has its own name:
 
 | operator | scales |
 | --- | --- |
@@ -57,31 +57,43 @@ def attention_name(activation: str, *, quantize_pv: bool = True) -> str:
     return f"QuantizedAttention{ACTIVATIONS[activation]}{'' if quantize_pv else 'QK'}"
 
 
-def _site(body: Body, x: str, activation: str) -> tuple[str, str]:
+def _heads(body: Body) -> tuple[str, str, str]:
+    """q, k, v as [B, H, S, D].
+
+    Floats are transposed, not codes, though these have a quarter of the bytes: the scales would have to be
+    transposed too, and ONNX Runtime moves such a Transpose behind their product, which is S times as large.
+    """
+    keep, rest = body.constant([0, 0], np.int64), body.constant([-1], np.int64)
+    split = body.node("Concat", keep, body.integer("num_heads"), rest, axis=0)
+    q, k, v = (body.node("Transpose", body.node("Reshape", x, split), perm=[0, 2, 1, 3]) for x in "qkv")
+    return q, k, v
+
+
+def _site(body: Body, x: str, activation: str, scale: str) -> tuple[str, str]:
     """Codes uint8 [B, H, S, D] with zero point 128, and their scale [B, H, S] or scalar, of q or k."""
     if activation == "dynamic-token":
         return codes_per_token(body, x)
     if activation == "dynamic-tensor":
         return codes_per_tensor(body, x)
-    return codes_of_scalar(body, x, f"{x}_scale"), f"{x}_scale"
+    return codes_of_scalar(body, x, scale), scale
 
 
-def _values(body: Body, activation: str) -> tuple[str, str]:
+def _values(body: Body, v: str, activation: str) -> tuple[str, str]:
     """Codes int8 [B, H, S, D] and their scale, [B, H, 1] or scalar, of v."""
     lowest = body.constant(-127, np.int8)
     if activation == "dynamic-token":
-        tokens = body.largest_magnitude("v", [-1], keepdims=False)
+        tokens = body.largest_magnitude(v, [-1], keepdims=False)
         kept = body.node("Squeeze", "mask", body.constant([1], np.int64))
         masked = body.node("Where", kept, tokens, body.constant(0, np.float32))
         largest = body.reduce("ReduceMax", masked, [-1], keepdims=False)
         scale = scale_of(body, largest, clip=True)
-        codes = codes_by_row(body, body.node("Flatten", "v", axis=2), scale, 0, np.int8)
+        codes = codes_by_row(body, body.node("Flatten", v, axis=2), scale, 0, np.int8)
         column = body.node("Unsqueeze", scale, body.constant([-1], np.int64))
-        return body.node("Reshape", body.node("Clip", codes, lowest), body.node("Shape", "v")), column
+        return body.node("Reshape", body.node("Clip", codes, lowest), body.node("Shape", v)), column
     scale = "v_scale"
     if activation == "dynamic-tensor":
-        scale = scale_of(body, body.largest_magnitude("v", None, keepdims=False), clip=True)
-    codes = body.node("QuantizeLinear", "v", scale, body.constant(0, np.int8))
+        scale = scale_of(body, body.largest_magnitude(v, None, keepdims=False), clip=True)
+    codes = body.node("QuantizeLinear", v, scale, body.constant(0, np.int8))
     return body.node("Clip", codes, lowest), scale
 
 
@@ -100,8 +112,9 @@ def _probabilities(body: Body, p: str, activation: str) -> tuple[str, str]:
 
 def _build(body: Body, activation: str, quantize_pv: bool) -> None:
     per_token = activation == "dynamic-token"
-    q, q_scale = _site(body, "q", activation)
-    k, k_scale = _site(body, "k", activation)
+    heads = _heads(body)
+    q, q_scale = _site(body, heads[0], activation, "q_scale")
+    k, k_scale = _site(body, heads[1], activation, "k_scale")
     last, second_last = body.constant([-1], np.int64), body.constant([-2], np.int64)
     zero = body.constant(ZERO_POINT, np.uint8)
     acc = body.node("MatMulInteger", q, body.node("Transpose", k, perm=[0, 1, 3, 2]), zero, zero)
@@ -113,14 +126,26 @@ def _build(body: Body, activation: str, quantize_pv: bool) -> None:
     # subtracted, not added: ONNX Runtime would take an addition of [1, 1, 1, S] for a bias, see matmul.py
     drop = body.node("Where", "mask", body.constant(0, np.float32), body.constant(-MASKED, np.float32))
     p = body.node("Softmax", body.node("Sub", scores, drop), axis=-1)
-    if not quantize_pv:
-        body.node("MatMul", p, "v", output="Y")
-        return
-    codes, p_scale = _probabilities(body, p, activation)
-    values, v_scale = _values(body, activation)
-    out = body.node("Cast", body.node("MatMulInteger", codes, values), to=onnx.TensorProto.FLOAT)
-    scale = body.node("Mul", p_scale, v_scale)
-    body.node("Mul", out, body.node("Unsqueeze", scale, last) if per_token else scale, output="Y")
+    if quantize_pv:
+        codes, p_scale = _probabilities(body, p, activation)
+        values, v_scale = _values(body, heads[2], activation)
+        out = body.node("Cast", body.node("MatMulInteger", codes, values), to=onnx.TensorProto.FLOAT)
+        scale = body.node("Mul", p_scale, v_scale)
+        context = body.node("Mul", out, body.node("Unsqueeze", scale, last) if per_token else scale)
+    else:
+        context = body.node("MatMul", p, heads[2])
+    together = body.node("Transpose", context, perm=[0, 2, 1, 3])
+    body.node("Reshape", together, body.constant([0, 0, -1], np.int64), output="Y")
+
+
+def _split(x: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:
+    """[B, S, H * D] as [B, H, S, D]."""
+    return x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads).swapaxes(1, 2)
+
+
+def _join(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """[B, H, S, D] as [B, S, H * D]."""
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
 def _reference(
@@ -131,9 +156,12 @@ def _reference(
     *scales: npt.NDArray[np.float32],
     activation: str,
     quantize_pv: bool,
+    num_heads: int,
     scaling: float,
     clip: float = 0.0,
 ) -> tuple[npt.NDArray[Any], ...]:
+    q, k, v = (_split(x, num_heads) for x in (q, k, v))
+
     def scale(x: npt.NDArray[np.float32], site: int, limit: float) -> npt.NDArray[np.float32]:
         if activation == "static":
             return scales[site]
@@ -149,7 +177,7 @@ def _reference(
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     p = powers / powers.sum(axis=-1, keepdims=True)
     if not quantize_pv:
-        return (np.matmul(p, v),)
+        return (_join(np.matmul(p, v)),)
     p_scale = scale(p, 2, 0.0)
     if activation == "dynamic-token":
         kept = np.where(mask.swapaxes(-1, -2), np.abs(v).max(axis=-1, keepdims=True), np.float32(0))
@@ -157,19 +185,19 @@ def _reference(
     else:
         v_scale = scale(v, 3, clip)
     out = integer_product(symmetric_codes(p, p_scale), symmetric_codes(v, v_scale))
-    return (out.astype(np.float32) * (p_scale * v_scale),)
+    return (_join(out.astype(np.float32) * (p_scale * v_scale)),)
 
 
 def _operator(activation: str, quantize_pv: bool) -> Operator:
     inputs: tuple[str, ...] = ("q", "k", "v", "mask")
-    attributes: tuple[str, ...] = ("scaling", "clip")
+    attributes: tuple[str, ...] = ("num_heads", "scaling", "clip")
     how = {
         "dynamic-token": "a scale for each token of q, k and p, and for each sentence and head of v",
         "dynamic-tensor": "a scale for each whole tensor, padding included",
         "static": "stored float32 scalar scales",
     }[activation]
     if activation == "static":
-        attributes = ("scaling",)
+        attributes = ("num_heads", "scaling")
         inputs += ("q_scale", "k_scale", "p_scale", "v_scale") if quantize_pv else ("q_scale", "k_scale")
     what = "8-bit QK^T and PV" if quantize_pv else "8-bit QK^T and float PV"
     return Operator(
@@ -179,7 +207,8 @@ def _operator(activation: str, quantize_pv: bool) -> Operator:
         attributes,
         partial(_build, activation=activation, quantize_pv=quantize_pv),
         partial(_reference, activation=activation, quantize_pv=quantize_pv),
-        f"Attention with {what}, {how}; q, k, v float32 [B, H, S, D], mask bool [B, 1, 1, S], true to keep.",
+        f"Attention with {what}, {how}; q, k, v, Y float32 [B, S, num_heads * D], "
+        "mask bool [B, 1, 1, S], true to keep.",
     )
 
 

@@ -115,6 +115,11 @@ class Body:
             self._attributes[name] = self._reference(name, "value_float", onnx.AttributeProto.FLOAT)
         return self._attributes[name]
 
+    def forward_number(self, name: str) -> None:
+        """Give the last node the function's float attribute `name` under the same name."""
+        kind = onnx.AttributeProto.FLOAT
+        self.nodes[-1].attribute.append(onnx.AttributeProto(name=name, ref_attr_name=name, type=kind))
+
     def _reference(self, name: str, field: str, kind: onnx.AttributeProto.AttributeType) -> str:
         output = self.node("Constant")
         self.nodes[-1].attribute.append(onnx.AttributeProto(name=field, ref_attr_name=name, type=kind))

@@ -14,12 +14,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
+from onnxscript.rewriter import MatchResult
 
 from qexport.graphs.operators import DOMAIN, ZERO_POINT
-from qexport.graphs.rewrites.initializers import constant, initializer
+from qexport.graphs.rewrites.initializers import constant, floats, initializer
 
-__all__ = ["clip_static", "quantize_activation", "zero_point"]
+__all__ = [
+    "clip_static",
+    "holds_all_codes",
+    "is_symmetric",
+    "quantize_activation",
+    "static_quantizer",
+    "zero_point",
+]
 
 LARGEST_CODE = np.float32(127)
 
@@ -27,6 +36,11 @@ LARGEST_CODE = np.float32(127)
 def zero_point(graph: ir.Graph) -> ir.Value:
     """uint8 scalar 128."""
     return initializer(graph, "zero_point", np.array(ZERO_POINT, np.uint8))
+
+
+def holds_all_codes(limit: float, scale: npt.NDArray[np.float32]) -> bool:
+    """Whether values up to `limit` reach code 127, so that a bound on codes makes one on values needless."""
+    return bool(np.rint(np.float32(limit) / scale) >= LARGEST_CODE)
 
 
 def clip_static(op: Any, graph: ir.Graph, x: ir.Value, scale: ir.Value, clip: float, name: str) -> ir.Value:
@@ -40,6 +54,26 @@ def clip_static(op: Any, graph: ir.Graph, x: ir.Value, scale: ir.Value, clip: fl
     high = initializer(graph, f"{name}_max", np.array(limit, np.float32))
     clipped: ir.Value = op.Clip(x, low, high)
     return clipped
+
+
+def static_quantizer(op: Any, x: Any, low: Any, high: Any, scale: Any, zero: Any) -> Any:
+    """The pattern of what `quantize_activation` writes for static activations."""
+    return op.QuantizeLinear(op.Clip(x, low, high), scale, zero, _allow_other_attributes=True)
+
+
+def is_symmetric(
+    result: MatchResult, *, low: ir.Value, high: ir.Value, scale: ir.Value, zero: ir.Value, **_: Any
+) -> MatchResult:
+    """Fail `result` unless a matched `static_quantizer` gives all codes 1..255 around zero point 128."""
+    limits = [floats(value, ((),)) for value in (low, high)]
+    stored, offset = floats(scale, ((),)), constant(zero)
+    if limits[0] is None or limits[1] is None or stored is None or stored <= 0:
+        return result.fail("the limits and the scale must be float32 scalar initializers", scale)
+    if offset is None or offset.dtype != np.uint8 or offset.shape != () or offset != ZERO_POINT:
+        return result.fail(f"the zero point must be the uint8 scalar {ZERO_POINT}", zero)
+    if limits[0] != -limits[1] or not holds_all_codes(float(limits[1]), stored):
+        return result.fail("a clip below 127 * scale cannot be left to the bound on codes", high)
+    return result
 
 
 def quantize_activation(

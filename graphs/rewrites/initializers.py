@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["constant", "floats", "initializer"]
+__all__ = ["constant", "floats", "initializer", "target_shape"]
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
@@ -44,3 +44,9 @@ def initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value
     )
     graph.register_initializer(value)
     return value
+
+
+def target_shape(graph: ir.Graph, sizes: list[int]) -> ir.Value:
+    """The int64 constant `sizes`, what a Reshape takes: 0 copies an axis, -1 is what is left."""
+    name = "shape_" + "_".join(str(size).replace("-", "m") for size in sizes)
+    return initializer(graph, name, np.array(sizes, np.int64))

@@ -1,10 +1,15 @@
 """Lower quantised attention to the `ai.qexport` operator of its activation mode.
 
-    before   qexport.QuantAttention(q, k, v, mask[, q_scale, k_scale[, p_scale, v_scale]])
-    after    ai.qexport.QuantizedAttention | ...PerTensor | ...Static, and their QK forms
+    before   y = qexport.QuantAttention(q, k, v, mask[, q_scale, k_scale[, p_scale, v_scale]])
+    after    q', k', v' = Reshape(Transpose(q)), ...                                    [B, S, H * D]
+             y' = ai.qexport.QuantizedAttention | ...PerTensor | ...Static, and their QK forms
+             y = Transpose(Reshape(y'))
 
-Shapes   q, k, v float32 [B, H, S, D], mask bool [B, 1, 1, S], scales float32 scalars (static only).
+Shapes   q, k, v, y float32 [B, H, S, D], mask bool [B, 1, 1, S], scales float32 scalars (static only).
+         Every encoder splits the heads just before and joins them just after, so that merge_heads.py removes
+         all of these and the linear layers read and write q', k', v', y' directly.
 Parity   equal integers given equal probabilities; softmax differs between runtimes by float32 rounding.
+         Static codes are bounded to -127..127 by the operator; a Clip is written only for a smaller `clip`.
 Names    operator ...PerTensor, ...Static or neither for dynamic-tensor, static, dynamic-token; ...QK when p
          and v are float.
 """
@@ -19,8 +24,8 @@ from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleSet
 from qexport.formats import ACTIVATION_MODES
 from qexport.graphs.operators import DOMAIN, attention_name
 from qexport.graphs.rewrites import EXPORT_DOMAIN
-from qexport.graphs.rewrites.activation import clip_static
-from qexport.graphs.rewrites.initializers import floats
+from qexport.graphs.rewrites.activation import clip_static, holds_all_codes
+from qexport.graphs.rewrites.initializers import floats, target_shape
 from qexport.graphs.rewrites.lower_linear import module_of
 
 __all__ = ["rules"]
@@ -62,8 +67,18 @@ def _stored(scales: dict[str, ir.Value | None]) -> list[tuple[str, ir.Value]]:
     return [(name, value) for name in order if (value := scales.get(name)) is not None]
 
 
-def _applies(context: Any, y: ir.Value, **values: ir.Value | None) -> MatchResult:
+def _sizes(q: ir.Value) -> tuple[int, int] | None:
+    """Heads and their width, when q [B, H, S, D] is known to have them."""
+    if q.shape is None or len(q.shape) != 4:
+        return None
+    heads, width = q.shape[1], q.shape[3]
+    return (heads, width) if isinstance(heads, int) and isinstance(width, int) else None
+
+
+def _applies(context: Any, y: ir.Value, q: ir.Value, **values: ir.Value | None) -> MatchResult:
     result = MatchResult()
+    if _sizes(q) is None:
+        return result.fail("q must be [B, H, S, D] with a known number of heads and width", q)
     node, _name = module_of(y)
     act, clip = node.attributes.get_string("act", ""), node.attributes.get_float("clip", 0.0)
     pv = node.attributes.get_int("quantize_p", 1)
@@ -85,38 +100,62 @@ def _applies(context: Any, y: ir.Value, **values: ir.Value | None) -> MatchResul
     return result
 
 
+def _merged(op: Any, graph: ir.Graph, x: ir.Value, heads: int, width: int) -> ir.Value:
+    """[B, H, S, D] as [B, S, H * D]."""
+    assert x.shape is not None
+    batch, _, sequence, _ = x.shape
+    swapped = op.Transpose(x, perm=[0, 2, 1, 3])
+    swapped.shape = ir.Shape([batch, sequence, heads, width])
+    merged: ir.Value = op.Reshape(swapped, target_shape(graph, [0, 0, heads * width]))
+    merged.shape = ir.Shape([batch, sequence, heads * width])
+    return merged
+
+
+def _clip(op: Any, graph: ir.Graph, x: ir.Value, scale: ir.Value, clip: float, name: str) -> ir.Value:
+    """x bounded by `clip` where codes would reach further."""
+    stored = floats(scale, ((),))
+    assert stored is not None  # checked
+    if clip <= 0 or holds_all_codes(clip, stored):
+        return x
+    clipped = clip_static(op, graph, x, scale, clip, name)
+    clipped.shape = x.shape
+    return clipped
+
+
 def _after(
     op: Any, y: ir.Value, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, **values: ir.Value | None
 ) -> ir.Value:
     node, name = module_of(y)
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
+    graph, sizes = node.graph, _sizes(q)
+    assert isinstance(graph, ir.Graph) and sizes is not None and q.shape is not None
+    heads, width = sizes
     act, clip = node.attributes.get_string("act"), node.attributes.get_float("clip", 0.0)
     pv = bool(node.attributes.get_int("quantize_p", 1))
-    attributes: dict[str, Any] = {"scaling": node.attributes.get_float("scaling")}
-    scales = _stored(values)
-    if act == "static":
-        q, k = (
-            clip_static(op, graph, x, scale, clip, f"{name}.{site[0]}")
-            for x, (site, scale) in zip((q, k), scales[:2], strict=True)
-        )
-        if pv:
-            v = clip_static(op, graph, v, scales[3][1], clip, f"{name}.v")
-    else:
+    scales = dict(_stored(values))
+    attributes: dict[str, Any] = {"num_heads": heads, "scaling": node.attributes.get_float("scaling")}
+    if act != "static":
         attributes["clip"] = clip
-    lowered: ir.Value = op.op(
+    inputs = []
+    for site, x in (("q", q), ("k", k), ("v", v)):
+        merged = _merged(op, graph, x, heads, width)
+        if f"{site}_scale" in scales:
+            merged = _clip(op, graph, merged, scales[f"{site}_scale"], clip, f"{name}.{site}")
+        inputs.append(merged)
+    lowered = op.op(
         attention_name(act, quantize_pv=pv),
-        q,
-        k,
-        v,
+        *inputs,
         mask,
-        *(scale for _, scale in scales),
+        *scales.values(),
         _domain=DOMAIN,
         _version=1,
         _name=name,
         **attributes,
     )
-    return lowered
+    lowered.shape, lowered.dtype = inputs[0].shape, ir.DataType.FLOAT
+    split = op.Reshape(lowered, target_shape(graph, [0, 0, heads, width]))
+    split.shape = ir.Shape([q.shape[0], q.shape[2], heads, width])
+    context: ir.Value = op.Transpose(split, perm=[0, 2, 1, 3])
+    return context
 
 
 rules = RewriteRuleSet(

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleSet
 
-from qexport.graphs.rewrites.initializers import constant, initializer
+from qexport.graphs.rewrites.initializers import constant, target_shape
 
 __all__ = ["rules"]
 
@@ -63,8 +62,7 @@ def _applies(context: Any, x: ir.Value, shape: ir.Value, y: ir.Value, **_: Any) 
 def _after(op: Any, x: ir.Value, shape: ir.Value, y: ir.Value, **_: Any) -> ir.Value:
     node, target = y.producer(), _target(x, shape)
     assert node is not None and isinstance(node.graph, ir.Graph) and not isinstance(target, str)
-    name = "shape_" + "_".join(str(size).replace("-", "m") for size in target)
-    reshaped: ir.Value = op.Reshape(x, initializer(node.graph, name, np.array(target, np.int64)))
+    reshaped: ir.Value = op.Reshape(x, target_shape(node.graph, target))
     return reshaped
 
 

@@ -1,0 +1,119 @@
+"""GELU and LayerNorm fused with quantisation: against float64, in ONNX Runtime, and what it fuses in them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from qexport.graphs.operators import OPERATORS
+from qexport.graphs.operators.single import operator_model
+
+B, S, K = 2, 5, 48
+Attributes = dict[str, int | float]
+
+
+def gelu_inputs(name: str) -> tuple[list[np.ndarray], Attributes]:
+    x = 3 * np.random.default_rng(0).normal(size=(B, S, K)).astype(np.float32)
+    x[0, 1] = 0
+    if name.endswith("Linear"):
+        return [x, np.array(0.03, np.float32)], {}
+    return [x], {"clip": 0.0}
+
+
+def norm_inputs(name: str, positions: bool = False) -> tuple[list[np.ndarray], Attributes]:
+    rng = np.random.default_rng(1)
+    x = 2 * rng.normal(size=(B, S, K)).astype(np.float32)
+    residual = rng.normal(size=(1 if positions else B, S, K)).astype(np.float32)
+    gamma, beta = (1 + 0.2 * rng.normal(size=K)).astype(np.float32), rng.normal(size=K).astype(np.float32)
+    x[0, 1] = residual[0, 1] = 0
+    inputs, attributes = [x, residual, gamma, beta], {"epsilon": 1e-12}
+    if name.endswith("Linear"):
+        return [*inputs, np.array(0.02, np.float32)], attributes
+    return inputs, attributes | {"clip": 0.0}
+
+
+def run(
+    model: onnx.ModelProto, inputs: list[np.ndarray], *, optimize: bool = True, path: Any = ""
+) -> list[Any]:
+    options = ort.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    if path:
+        options.optimized_model_filepath = str(path)
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return list(session.run(None, dict(zip(names, inputs, strict=True))))
+
+
+def exact_gelu(x: np.ndarray) -> np.ndarray:
+    return np.array([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x.ravel()]).reshape(
+        x.shape
+    )
+
+
+def exact_norm(x: np.ndarray, residual: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    total = x.astype(np.float64) + residual
+    centred = total - total.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12) * gamma + beta
+
+
+@pytest.mark.parametrize("name", ["GeluQuantizePerToken", "GeluQuantizeLinear"])
+def test_gelu_is_within_half_a_code_of_float64(name: str) -> None:
+    inputs, attributes = gelu_inputs(name)
+    results = OPERATORS[name].reference(*inputs, **attributes)
+    scale = inputs[1] if name.endswith("Linear") else results[1]
+    y = np.clip(exact_gelu(inputs[0]), -127 * scale, 127 * scale)
+    assert results[0].dtype == np.uint8 and results[0].min() >= 1
+    assert (np.abs((results[0] - 128.0) * scale - y) <= 0.501 * scale).all()
+    assert (results[0][0, 1] == 128).all()
+
+
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize("name", ["AddLayerNormQuantizePerToken", "AddLayerNormQuantizeLinear"])
+def test_layer_norm_is_within_half_a_code_of_float64(name: str, positions: bool) -> None:
+    inputs, attributes = norm_inputs(name, positions)
+    y, q, *found = OPERATORS[name].reference(*inputs, **attributes)
+    scale = found[0] if found else inputs[4]
+    expected = exact_norm(*inputs[:4])
+    np.testing.assert_allclose(y, expected, atol=2e-6)
+    bounded = np.clip(expected, -127 * scale, 127 * scale)
+    assert (np.abs((q - 128.0) * scale - bounded) <= 0.501 * scale).all()
+    if not positions:
+        assert np.array_equal(y[0, 1], inputs[3])  # a sum of zeros
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("positions", [False, True])
+def test_codes_are_those_of_the_quantiser_on_y(positions: bool, optimize: bool) -> None:
+    """However a runtime computes y, q and scale are QuantizePerToken of it, bit for bit."""
+    inputs, attributes = norm_inputs("AddLayerNormQuantizePerToken", positions)
+    model = operator_model(OPERATORS, "AddLayerNormQuantizePerToken", inputs, attributes)
+    y, q, scale = run(model, inputs, optimize=optimize)
+    expected_q, expected_scale = OPERATORS["QuantizePerToken"].reference(y, clip=0.0)
+    assert np.array_equal(q, expected_q)
+    assert np.array_equal(scale, expected_scale)
+
+
+@pytest.mark.parametrize("name", ["GeluQuantizePerToken", "GeluQuantizeLinear"])
+def test_onnx_runtime_fuses_gelu_in_the_body(name: str, tmp_path: Any) -> None:
+    inputs, attributes = gelu_inputs(name)
+    run(operator_model(OPERATORS, name, inputs, attributes), inputs, path=tmp_path / "fused.onnx")
+    kinds = {item.op_type for item in onnx.load(tmp_path / "fused.onnx").graph.node}
+    assert "Gelu" in kinds and "Erf" not in kinds
+
+
+@pytest.mark.parametrize("name", ["AddLayerNormQuantizePerToken", "AddLayerNormQuantizeLinear"])
+def test_onnx_runtime_fuses_addition_and_layer_norm_in_the_body(name: str, tmp_path: Any) -> None:
+    inputs, attributes = norm_inputs(name)
+    stored = ("gamma", "beta")
+    model = operator_model(OPERATORS, name, inputs, attributes, constants=stored, static=True)
+    kept = [array for key, array in zip(OPERATORS[name].inputs, inputs, strict=True) if key not in stored]
+    run(model, kept, path=tmp_path / "fused.onnx")
+    kinds = {item.op_type for item in onnx.load(tmp_path / "fused.onnx").graph.node}
+    assert "SkipLayerNormalization" in kinds and "LayerNormalization" not in kinds
