@@ -2,6 +2,8 @@
 
     import qexport
     model = qexport.load("student-folder")          # a transformers model, evaluation mode
+    model = qexport.load_onnx("onnx-folder")        # the exported file on the kernel library, without torch
+    model.predict(["a fine film"])                  # [Prediction(label="positive", probability=0.98, ...)]
 
 After `import qexport`, transformers' AutoModelForSequenceClassification.from_pretrained loads students too.
 """
@@ -14,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from qexport import _autoload
 
 if TYPE_CHECKING:
+    from qexport.serving.session import load_onnx as load_onnx
     from qexport.training.models import load as load
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "load_onnx"]
 
 __version__ = "0.1.0"
 
@@ -41,4 +44,8 @@ def __getattr__(name: str) -> Any:
         from qexport.training.models import load
 
         return load
+    if name == "load_onnx":  # it brings onnxruntime when it is called
+        from qexport.serving.session import load_onnx
+
+        return load_onnx
     raise AttributeError(f"module 'qexport' has no attribute '{name}'")

@@ -68,8 +68,9 @@ class VerificationConfig:
     max_length: int | None = None
     """Longest sequence in tokens; default: as in training."""
 
-    targets: tuple[str, ...] = ("stock",)
-    """Where to run it: stock (ONNX Runtime), reference (the ONNX evaluator, a few rows), or both by comma."""
+    targets: tuple[str, ...] = ("auto",)
+    """Where to run it, by comma: native (the kernel library), native-ISA such as native-avx2, stock (ONNX
+    Runtime alone), reference (the ONNX evaluator, a few rows); auto is native where it can run, and stock."""
     target_rows: int | None = None
     """Rows for the targets after the first one; default: each target's own limit."""
     layers: bool = False

@@ -24,8 +24,8 @@ class VerifyConfig:
     """FP32 ONNX folder (`qexport to-onnx TEACHER`) to compare size, accuracy and time with."""
     int8: bool = True
     """With `baseline`: also ONNX Runtime's own dynamic int8 quantisation of it."""
-    targets: tuple[str, ...] = ("stock",)
-    """Where to run it; the first is the main one."""
+    targets: tuple[str, ...] = ("auto",)
+    """Where to run it; the first is the main one. "auto" is native where its library fits, and stock."""
     target_rows: int | None = None
     """Rows for targets and modes other than the main one; None takes each target's own limit."""
     latency: bool = True

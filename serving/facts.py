@@ -76,6 +76,12 @@ def headline(
     cell = max((cell for cell in latency if cell.engine == main), key=lambda cell: cell.length, default=None)
     if cell is not None:
         speed = f"{cell.p50_ms:.1f} ms at {cell.length} tokens"
-        ratio = next((item for item in cell.ratios if item.against == "fp32"), None)
-        parts.append(speed + (f" ({ratio.median:.1f}x as fast as FP32)" if ratio else ""))
+        if engines[0].isa is not None:
+            speed += f" on {engines[0].isa} kernels"
+        others = {"fp32": "FP32", "stock": "stock ONNX Runtime"}
+        ratios = {item.against: item.median for item in cell.ratios}
+        faster = [
+            f"{ratios[name]:.1f}x as fast as {label}" for name, label in others.items() if name in ratios
+        ]
+        parts.append(speed + (f" ({', '.join(faster)})" if faster else ""))
     return ", ".join(parts)

@@ -11,9 +11,12 @@ from qexport.serving import plots
 from qexport.serving.terminal import megabytes
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from qexport.serving.parity import Parity
     from qexport.serving.report import Report
 
-__all__ = ["render_page"]
+__all__ = ["Card", "Plot", "page_template", "render_page"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,11 @@ def _cards(report: Report) -> list[Card]:
         tone = ""
         ratio = next((item for item in row.cell.ratios if item.against == "fp32"), None)
         if ratio is not None:
-            faster = ratio.median >= 1
-            times = ratio.median if faster else 1 / ratio.median
-            detail = f"{times:.2f}x {'faster' if faster else 'slower'} than FP32"
+            detail = f"{_times(ratio.median)} than FP32"
             tone = "good" if ratio.low > 1 else "bad" if ratio.high < 1 else ""
+        stock = next((item for item in row.cell.ratios if item.against == "stock"), None)
+        if stock is not None:
+            detail += f"; {_times(stock.median)} than stock ONNX Runtime"
         title = f"Latency, {row.cell.length} tokens, {row.cell.threads} thread{'s' * (row.cell.threads > 1)}"
         cards.append(Card(title, f"{row.cell.p50_ms:.2f}", "ms", detail, tone))
     parity = next((item for item in report.parity if item.engine == report.main_engine), None)
@@ -83,7 +87,29 @@ def _cards(report: Report) -> list[Card]:
         )
         title = f"Agreement with {report.engine(parity.against).label}"
         cards.append(Card(title, f"{100 * parity.agreement:.2f}", "%", detail, ""))
+    kernels = _against_stock(report)
+    if kernels is not None:
+        same = kernels.rows - kernels.disagreements
+        size = "every logit is the same float32 number" if kernels.bit_identical else (
+            f"largest logit difference {kernels.max_abs:.1e}"
+        )  # fmt: skip
+        tone = "good" if same == kernels.rows else "bad"
+        cards.append(
+            Card("Same answer as stock ONNX Runtime", f"{same:,}", f"of {kernels.rows:,}", size, tone)
+        )
     return cards
+
+
+def _times(ratio: float) -> str:
+    """A ratio of times in words: "2.10x faster"."""
+    return f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
+
+
+def _against_stock(report: Report) -> Parity | None:
+    """The main engine against stock ONNX Runtime, where the main engine is the kernel library."""
+    return next(
+        (item for item in report.parity if (item.engine, item.against) == (report.main_engine, "stock")), None
+    )
 
 
 def _plots(report: Report) -> list[Plot]:
@@ -141,18 +167,24 @@ def _small(value: float | None) -> str:
     return "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{value:.3f}"
 
 
-def render_page(report: Report) -> str:
-    """The whole page as text; opens from disk, prints, and needs no network."""
-    from jinja2 import Environment, StrictUndefined
+def page_template(name: str) -> Template:
+    """The template `name` of this folder, with the filters that pages use."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    source = resources.files("qexport.serving").joinpath("report.html.j2").read_text(encoding="utf-8")
+    folder = resources.files("qexport.serving")
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=FunctionLoader(lambda file: folder.joinpath(file).read_text(encoding="utf-8")),
+    )  # fmt: skip
     environment.filters.update(mb=megabytes, number=_number, small=_small, svg=Markup)
+    return environment.get_template(name)
+
+
+def render_page(report: Report) -> str:
+    """The whole page as text; opens from disk, prints, and needs no network."""
     labels: dict[str, Any] = {engine.name: engine.label for engine in report.engines}
-    return environment.from_string(source).render(
+    return page_template("report.html.j2").render(
         report=report,
         verdict=_VERDICTS[report.status],
         cards=_cards(report),

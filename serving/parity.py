@@ -225,6 +225,7 @@ def compare_layers(
     tolerance: float = LAYER_TOLERANCE,
     layers: Sequence[tuple[str, str]] | None = None,
     threads: int = 1,
+    isa: str | None = None,
 ) -> LayerTrace:
     """Run one batch with every LayerNorm as an output and compare each with PyTorch.
 
@@ -235,6 +236,7 @@ def compare_layers(
         tolerance: mean absolute difference that counts as the same.
         layers: (module path, ONNX value) in graph order; None reads them from qexport.json.
         threads: threads of the session.
+        isa: instruction set of the kernel library that runs it; None for ONNX Runtime alone.
     Raises:
         UnsupportedModelError: no layer list, a value that is not in the graph, or no PyTorch module of them.
         ShapeError: a value has another shape than PyTorch's.
@@ -247,7 +249,10 @@ def compare_layers(
             f"none of the LayerNorms listed in {folder / 'qexport.json'} is among the PyTorch modules given; "
             "pass the student that this folder was exported from"
         )
-    session = Session(model, threads=threads, extra_outputs=[value for _, value in pairs])
+    session = Session(
+        model, threads=threads, extra_outputs=[value for _, value in pairs], isa=isa,
+        kernels="off" if isa is None else "require",
+    )  # fmt: skip
     values = session.run(batch)
     mask = np.asarray(batch.get("attention_mask", np.ones_like(batch["input_ids"]))).astype(bool)
     found = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
+    "Line",
     "accuracy_plot",
+    "colour",
     "contents_plot",
     "histogram_plot",
     "latency_plot",
     "layers_plot",
+    "lines_plot",
     "size_plot",
 ]
 
@@ -36,6 +40,8 @@ COLOURS = {
     "fp32": "#0a0002",
     "int8": "#0a0003",
     "student": "#0a0004",
+    "stock": "#0a0006",
+    "openvino": "#0a0007",
     "teacher": "#0a0005",
 }
 """Marker colour of each engine; every further engine is drawn in the ink of secondary text."""
@@ -121,28 +127,49 @@ def _nice(value: float) -> str:
     )
 
 
-def latency_plot(report: Report, threads: int) -> str:
-    """Median latency by length for one thread count, band from p50 to p90; "" without data."""
-    lines: dict[str, list[LatencyCell]] = {}
-    for cell in report.latency:
-        if cell.threads == threads:
-            lines.setdefault(cell.engine, []).append(cell)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One engine in a plot by length."""
+
+    label: str
+    """Name at its right end."""
+    unit: str
+    """Behind the last value, there."""
+    colour: str
+    """Marker colour; see `colour`."""
+    x: Sequence[int]
+    """Tokens per text, sorted."""
+    y: Sequence[float]
+    """Value at each."""
+    low: Sequence[float]
+    """Lower edge of the band."""
+    high: Sequence[float]
+    """Upper edge of the band."""
+
+
+def lines_plot(name: str, lines: Sequence[Line], *, y_label: str, level: float | None = None) -> str:
+    """Lines with bands by length, both axes logarithmic; "" without lines.
+
+    Args:
+        name: prefix of the figure's identifiers.
+        lines: the last one is drawn on top.
+        y_label: of the vertical axis.
+        level: a dashed line across; None leaves it out.
+    """
     if not lines:
         return ""
 
     def draw(figure: Figure, axes: Axes) -> None:
         ends: list[tuple[float, str, str]] = []
-        for name, cells in sorted(lines.items(), key=lambda item: item[0] == report.main_engine):
-            cells = sorted(cells, key=lambda cell: cell.length)
-            x = [cell.length for cell in cells]
-            y = [cell.p50_ms for cell in cells]
-            shade = colour(name, report.main_engine)
-            axes.fill_between(x, y, [cell.p90_ms for cell in cells], color=shade, alpha=0.15, linewidth=0)
-            axes.plot(x, y, color=shade, marker="o", markersize=5)
-            ends.append((y[-1], f"{_label(report, name)} {_nice(y[-1])} ms", shade))
+        for line in lines:
+            axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.15, linewidth=0)
+            axes.plot(line.x, line.y, color=line.colour, marker="o", markersize=5)
+            ends.append((line.y[-1], f"{line.label} {_nice(line.y[-1])} {line.unit}", line.colour))
+        if level is not None:
+            axes.axhline(level, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        lengths = sorted({cell.length for cell in report.latency})
+        lengths = sorted({length for line in lines for length in line.x})
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -150,10 +177,27 @@ def latency_plot(report: Report, threads: int) -> str:
         _spread_ticks(axes, low, high)
         axes.grid(axis="y")
         axes.set_xlabel("tokens per text")
-        axes.set_ylabel("milliseconds, log scale")
+        axes.set_ylabel(y_label)
         _end_labels(axes, lengths[-1], ends)
 
-    return _figure(f"latency-{threads}", 5.6, 3.6, draw)
+    return _figure(name, 5.6, 3.6, draw)
+
+
+def latency_plot(report: Report, threads: int) -> str:
+    """Median latency by length for one thread count, band from p50 to p90; "" without data."""
+    cells_of: dict[str, list[LatencyCell]] = {}
+    for cell in sorted(report.latency, key=lambda cell: cell.length):
+        if cell.threads == threads:
+            cells_of.setdefault(cell.engine, []).append(cell)
+    lines = [
+        Line(
+            label=_label(report, name), unit="ms", colour=colour(name, report.main_engine),
+            x=[cell.length for cell in cells], y=[cell.p50_ms for cell in cells],
+            low=[cell.p50_ms for cell in cells], high=[cell.p90_ms for cell in cells],
+        )
+        for name, cells in sorted(cells_of.items(), key=lambda item: item[0] == report.main_engine)
+    ]  # fmt: skip
+    return lines_plot(f"latency-{threads}", lines, y_label="milliseconds, log scale")
 
 
 def _spread_ticks(axes: Axes, low: float, high: float) -> None:
@@ -192,8 +236,8 @@ def _bars(
 
 
 def size_plot(report: Report) -> str:
-    """File size of each ONNX engine; "" when there is only one."""
-    files = [engine for engine in report.engines if engine.file_bytes]
+    """Size of each ONNX file; "" when there is only one."""
+    files = [engine for engine in report.engines if engine.name in (report.main_engine, "fp32", "int8")]
     if len(files) < 2:
         return ""
     ours = report.model.file_bytes

@@ -2,7 +2,8 @@
 
     python -m qexport.serving.probe model.onnx --length 64
 
-As a script it imports only onnxruntime and numpy, loads the file, runs it and prints one line of JSON.
+As a script it imports only onnxruntime and numpy, loads the file, runs it and prints one line of JSON. With
+`--library` it registers a custom-op library first, by ONNX Runtime's own call, as any program may.
 `probe` starts it in a child process: a peak can only be measured in a process that did nothing else.
 """
 
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Probe", "main", "peak_memory", "probe"]
+__all__ = ["Probe", "main", "peak_memory", "probe", "resident_memory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +80,21 @@ def peak_memory() -> int | None:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
-def _measure(path: str, *, length: int, threads: int) -> dict[str, Any]:
+def resident_memory() -> int | None:
+    """Resident bytes of this process now; the peak where the system tells no more."""
+    return _status("VmRSS") or peak_memory()
+
+
+def _measure(path: str, *, length: int, threads: int, library: str | None) -> dict[str, Any]:
     import numpy as np
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    before = _status("VmRSS") or peak_memory()
+    before = resident_memory()
+    if library is not None:
+        options.register_custom_ops_library(library)
     begin, processor = time.perf_counter(), time.process_time()
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     load_ms = (time.perf_counter() - begin) * 1e3
@@ -111,13 +119,23 @@ def _measure(path: str, *, length: int, threads: int) -> dict[str, Any]:
     }
 
 
-def probe(path: str | Path, *, length: int = 128, threads: int = 1, timeout_s: float = 600.0) -> Probe:
+def probe(
+    path: str | Path,
+    *,
+    length: int = 128,
+    threads: int = 1,
+    library: Path | None = None,
+    isa: str | None = None,
+    timeout_s: float = 600.0,
+) -> Probe:
     """Measure `path` in a child process.
 
     Args:
         path: an .onnx file.
         length: tokens of the run, batch 1.
         threads: threads inside one operator.
+        library: custom-op library to register; None for ONNX Runtime alone.
+        isa: instruction set that the library is held to; None leaves the choice to it.
         timeout_s: seconds after which the child is stopped.
     Raises:
         EnvironmentProblem: the child did not start, failed, or took longer than `timeout_s`.
@@ -125,8 +143,18 @@ def probe(path: str | Path, *, length: int = 128, threads: int = 1, timeout_s: f
     from qexport.errors import EnvironmentProblem
 
     command = [sys.executable, __file__, str(path), "--length", str(length), "--threads", str(threads)]
+    if library is not None:
+        command += ["--library", str(library)]
+    held = {"QEXPORT_ISA": isa} if isa is not None else {}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            env={**os.environ, **held},
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EnvironmentProblem(f"the process that measures {path} did not finish ({error})") from error
     if done.returncode != 0:
@@ -143,11 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file")
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--library")
     options = parser.parse_args(arguments)
     if not os.path.isfile(options.file):
         print(f"{options.file} does not exist", file=sys.stderr)
         return 5
-    print(json.dumps(_measure(options.file, length=options.length, threads=options.threads)))
+    found = _measure(options.file, length=options.length, threads=options.threads, library=options.library)
+    print(json.dumps(found))
     return 0
 
 

@@ -34,7 +34,7 @@ __all__ = [
     "process_of",
 ]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Of report.json. The first number changes when a field is renamed, removed or changes its meaning."""
 
 
@@ -43,13 +43,17 @@ class Engine:
     """One thing that gave logits or times."""
 
     name: str
-    """Key used everywhere in the report: "stock", "reference", "fp32", "int8", "student", "teacher", ..."""
+    """Key used everywhere in the report: "native", "stock", "reference", "fp32", "int8", "student", ..."""
     label: str
     """For people: "ternarybert 2-2-8"."""
     description: str
     """What ran where, in one line."""
     file_bytes: int | None = None
     """Bytes on disk with external data; None for a PyTorch engine."""
+    isa: str | None = None
+    """Instruction set that the kernel library runs: "avx2"; None for an engine without the library."""
+    library: str | None = None
+    """Version of the kernel library; None for an engine without it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
     session = Session("out/")                # folder written by `qexport to-onnx`, or a bare .onnx file
     session.predict(["a fine film"])         # [Prediction(label="positive", probability=0.98, ...)]
     session.logits({"input_ids": ids, "attention_mask": mask})       # float32 [B, C]
+    load_onnx("out/", threads=2).predict(["a fine film"])            # the same on the kernel library
 
 Nothing here needs torch or transformers.
 """
@@ -10,16 +11,19 @@ Nothing here needs torch or transformers.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import ShapeError, UnsupportedModelError, UsageError
+from qexport.serving.native import SessionEngine, kernels_in
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,8 +34,10 @@ __all__ = [
     "Float32Array",
     "Prediction",
     "Session",
+    "load_onnx",
     "model_file",
     "read_json",
+    "session_options",
     "softmax",
 ]
 
@@ -109,18 +115,45 @@ def runtime_errors() -> tuple[type[Exception], ...]:
     return tuple(kind for kind in found if isinstance(kind, type) and issubclass(kind, Exception))
 
 
+def session_options(threads: int) -> Any:
+    """The `onnxruntime.SessionOptions` of every session here.
+
+    Args:
+        threads: threads inside one operator.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong comes back as an exception, once
+    # Sessions are timed in turns: threads that spin after a run would disturb the next engine.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
 class Session:
     """One ONNX file opened on ONNX Runtime's CPU provider.
+
+    A session has no state that a run changes: one may be used from many threads at once, each of which gets
+    the bits that it would get alone.
 
     Args:
         folder_or_file: a folder with model.onnx, or an .onnx file.
         threads: threads inside one operator; 1 makes timings comparable between machines.
         optimize: False runs the graph as it is stored, function bodies unfolded.
         extra_outputs: names of inner values that `run` returns too; float32, any shape.
+        kernels: "off" for ONNX Runtime alone, "auto" for the kernel library where it fits, "require" to
+            insist on it; see `engine`.
+        isa: instruction set to hold the kernels to: "avx2"; None takes QEXPORT_ISA, else the CPU's best.
+        batch_size: texts per run of `predict`.
     Raises:
         UnsupportedModelError: no such file, not an ONNX file, damaged, an operator this runtime lacks, or a
-            graph that is not a text classifier (inputs other than `KNOWN_INPUTS`, or no `logits` output).
-        UsageError: `threads` is below 1.
+            graph that is not a text classifier (inputs other than `KNOWN_INPUTS`, or no `logits` output);
+            or kernels are required and the file has no operator for them.
+        UsageError: `threads` or `batch_size` is below 1, or `isa` is given with kernels off.
+        UnknownNameError: no such `kernels` mode or `isa`.
+        EnvironmentProblem: kernels are required and there are none for this machine, or it lacks `isa`.
     """
 
     def __init__(
@@ -130,44 +163,48 @@ class Session:
         threads: int = 1,
         optimize: bool = True,
         extra_outputs: Sequence[str] = (),
+        kernels: str = "off",
+        isa: str | None = None,
+        batch_size: int = 32,
     ) -> None:
-        if threads < 1:
-            raise UsageError(f"threads must be at least 1, got {threads}")
+        for name, value in (("threads", threads), ("batch_size", batch_size)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
         self.path = model_file(folder_or_file)
         self.folder = self.path.parent
         self.threads = threads
+        self.batch_size = batch_size
         self._extra = tuple(extra_outputs)
         self._tokenizer: Tokenizer | None = None
-        self._session = self._open(optimize)
+        self._tokenizer_lock = threading.Lock()
+        self._session = self._open(optimize, kernels, isa)
         self.inputs: tuple[str, ...] = tuple(node.name for node in self._session.get_inputs())
         """Names of the graph's inputs, in graph order."""
         self._check_contract()
 
-    def _open(self, optimize: bool) -> Any:
+    def _open(self, optimize: bool, kernels: str, isa: str | None) -> Any:
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what goes wrong comes back as an exception, once
-        # Sessions are timed in turns: threads that spin after a run would disturb the next engine.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options = session_options(self.threads)
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         source: str | bytes = str(self.path)
         if self._extra:
             source = _with_outputs(self.path, self._extra)
-        begin = time.perf_counter()
-        try:
-            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except runtime_errors() as error:
-            reason = " ".join(str(error).split())
-            raise UnsupportedModelError(
-                f"ONNX Runtime {ort.__version__} cannot load {self.path} ({reason[:300]}); "
-                "export it again, or use a newer onnxruntime"
-            ) from error
-        self.load_ms = (time.perf_counter() - begin) * 1e3
-        """Milliseconds that ONNX Runtime took to open the file."""
+        with kernels_in(options, self.path, mode=kernels, isa=isa) as engine:
+            self.engine: SessionEngine = engine
+            """What runs the `ai.qexport` operators: `name` is "native" or "stock"; `isa`, `version`."""
+            begin = time.perf_counter()
+            try:
+                session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            except runtime_errors() as error:
+                reason = " ".join(str(error).split())
+                raise UnsupportedModelError(
+                    f"ONNX Runtime {ort.__version__} cannot load {self.path} ({reason[:300]}); "
+                    "export it again, or use a newer onnxruntime"
+                ) from error
+            self.load_ms = (time.perf_counter() - begin) * 1e3
+            """Milliseconds that ONNX Runtime took to open the file."""
         return session
 
     def _check_contract(self) -> None:
@@ -242,12 +279,12 @@ class Session:
         """Logits, float32 [B, C], of one batch; see `run`."""
         return np.asarray(self.run(batch)[OUTPUT], dtype=np.float32)
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json beside the model, {} when absent."""
+        """config.json beside the model, {} when absent; read once."""
         return read_json(self.folder / "config.json")
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """Label names in id order from config.json's id2label; LABEL_0, ... when it has none."""
         names = self.config.get("id2label")
@@ -275,23 +312,28 @@ class Session:
         Raises:
             UnsupportedModelError: tokenizer.json is absent or damaged.
         """
-        if self._tokenizer is None:
-            from tokenizers import Tokenizer
+        with self._tokenizer_lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._read_tokenizer()
+            return self._tokenizer
 
-            path = self.folder / "tokenizer.json"
-            if not path.is_file():
-                raise UnsupportedModelError(
-                    f"{self.folder} has no tokenizer.json, so text cannot be read; copy the tokenizer of the "
-                    "teacher beside model.onnx"
-                )
-            try:
-                tokenizer = Tokenizer.from_file(str(path))
-            except Exception as error:  # the Rust side raises bare Exception
-                raise UnsupportedModelError(f"{path} cannot be read ({error}); copy it again") from error
-            tokenizer.no_padding()
-            tokenizer.enable_truncation(self.max_length, strategy="longest_first")
-            self._tokenizer = tokenizer
-        return self._tokenizer
+    def _read_tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            raise UnsupportedModelError(
+                f"{self.folder} has no tokenizer.json, so text cannot be read; copy the tokenizer of the "
+                "teacher beside model.onnx"
+            )
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise UnsupportedModelError(f"{path} cannot be read ({error}); copy it again") from error
+        # Set here and never again: another thread may be encoding with it.
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.max_length, strategy="longest_first")
+        return tokenizer
 
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None
@@ -316,23 +358,29 @@ class Session:
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
     def predict(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int | None = None
     ) -> list[Prediction]:
-        """Label and probability of each text.
+        """Label and probability of each text, in order.
 
         Args:
             texts: what to classify.
             pairs: second texts for a pair task, one per text.
-            batch_size: texts per run.
+            batch_size: texts per run; None takes the session's.
         Raises:
             UnsupportedModelError: the folder has no tokenizer.json.
-            UsageError: `pairs` has another length than `texts`.
+            UsageError: `pairs` has another length than `texts`, `texts` is one string, or `batch_size` is
+                below 1.
         """
+        if isinstance(texts, str):
+            raise UsageError(f"texts must be a list, got the one text {texts[:40]!r}; write [text]")
+        step = self.batch_size if batch_size is None else batch_size
+        if step < 1:
+            raise UsageError(f"batch_size must be at least 1, got {step}")
         if pairs is not None and len(pairs) != len(texts):
             raise UsageError(f"there must be one second text per text, got {len(pairs)} for {len(texts)}")
         found: list[Prediction] = []
-        for start in range(0, len(texts), batch_size):
-            stop = start + batch_size
+        for start in range(0, len(texts), step):
+            stop = start + step
             logits = self.logits(self.encode(texts[start:stop], None if pairs is None else pairs[start:stop]))
             found.extend(self._prediction(row) for row in logits)
         return found
@@ -350,6 +398,37 @@ class Session:
         best = int(probabilities.argmax())
         scores = {name: float(value) for name, value in zip(names, probabilities, strict=True)}
         return Prediction(names[best], float(probabilities[best]), scores)
+
+
+def load_onnx(
+    folder_or_file: str | Path,
+    *,
+    threads: int = 1,
+    isa: str | None = None,
+    kernels: Literal["auto", "require", "off"] = "auto",
+    batch_size: int = 32,
+) -> Session:
+    """Open a folder written by `qexport to-onnx` and run it on the kernel library.
+
+        model = qexport.load_onnx("student-onnx", threads=2)
+        model.engine                        # SessionEngine(name="native", isa="avx2", version="0.1.0", ...)
+        model.predict(["a fine film"])      # [Prediction(label="positive", probability=0.98, scores={...})]
+        model.predict(["He left."], ["He went away."])       # a pair task: one second text per text
+        model.logits(model.encode(["a fine film"]))          # float32 [1, 2]
+
+    Needs neither torch nor transformers. One object serves many threads at once.
+
+    Args:
+        folder_or_file: the folder, or the .onnx file in it.
+        threads: threads inside one operator; with many callers at once, 1 gives the most texts per second.
+        isa: instruction set to hold the kernels to: "avx2"; None takes QEXPORT_ISA, else the CPU's best.
+        kernels: "auto" takes the kernel library where it fits this machine and file, else stock ONNX Runtime
+            (`engine.reason` says why); "require" makes that an error; "off" is stock ONNX Runtime.
+        batch_size: texts per run of `predict`.
+    Raises:
+        See `Session`.
+    """
+    return Session(folder_or_file, threads=threads, isa=isa, kernels=kernels, batch_size=batch_size)
 
 
 def _with_outputs(path: Path, names: Sequence[str]) -> bytes:

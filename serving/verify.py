@@ -30,7 +30,7 @@ from qexport.serving.parity import LayerTrace, Parity, compare_layers, compare_l
 from qexport.serving.probe import Probe, probe
 from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Process, Report, Rows, process_of
 from qexport.serving.session import Batch, Float32Array, Session, model_file
-from qexport.serving.targets import Target, get_target
+from qexport.serving.targets import Target, choose_targets
 
 __all__ = ["LayerReference", "VerifyConfig", "verify"]
 
@@ -79,11 +79,9 @@ def verify(
     given = given or [{} for _ in splits]
     if len(given) != len(splits) or not splits:
         raise UsageError(f"there must be one set of references per split, got {len(given)} for {len(splits)}")
-    targets = [get_target(name) for name in config.targets]
-    for target in targets:
-        target.check()
+    targets, notes = choose_targets(config.targets, model_file(config.model))
     with tempfile.TemporaryDirectory(prefix="qexport-verify-") as scratch:
-        run = _Run(config, splits, given, targets, Path(scratch), report)
+        run = _Run(config, splits, given, targets, notes, Path(scratch), report)
         return run.go(layers, begin)
 
 
@@ -96,32 +94,49 @@ class _Run:
         splits: list[EvalRows],
         references: list[References],
         targets: list[Target],
+        notes: list[str],
         scratch: Path,
         report: Callable[[str], None],
     ) -> None:
         self.config, self.splits, self.references = config, splits, references
         self.targets, self.say = targets, report
-        self.notes: list[str] = []
+        self.notes = notes
         self.main = targets[0].modes[0]
         self.file = model_file(config.model)
-        self.files: dict[str, Path] = {self.main: self.file}
         self.model = facts.describe_model(config.model)
-        name = (
-            " ".join(part for part in (self.model.method, self.model.bits) if part) or self.file.parent.name
-        )
-        self.engines = [
-            Engine(self.main, name, f"{self.file.name} on target {self.main}", self.model.file_bytes)
-        ]
+        self.modes = {mode: target for target in targets for mode in target.modes}
+        self.timed = [self.main, *(mode for mode in self.modes if self._is_timed(mode) and mode != self.main)]
+        """Modes of the file under test that are timed beside the baselines, the main one first."""
+        self.baseline_files: dict[str, Path] = {}
+        self.engines = [self._engine(mode) for mode in self.timed]
         # Opened before anything else, so that a foreign file costs no work.
         self.runner = targets[0].open(self.file, mode=self.main, threads=config.threads[0])
         if config.baseline is not None:
             self._add_baselines(config.baseline, scratch)
         self.logits: list[dict[str, tuple[Float32Array, npt.NDArray[np.int64]]]] = [{} for _ in splits]
 
+    def _is_timed(self, mode: str) -> bool:
+        return self.modes[mode].is_timed(mode)
+
+    def _engine(self, mode: str) -> Engine:
+        """The file under test in one mode, for the report."""
+        model, library = self.model, self.modes[mode].library()
+        if mode not in self.timed:
+            return Engine(mode, mode, f"{self.file.name} on target {mode}")
+        name = " ".join(part for part in (model.method, model.bits) if part) or self.file.parent.name
+        if library is None:
+            label = name if len(self.timed) == 1 else f"{name}, {mode}"
+            return Engine(mode, label, f"{self.file.name} on target {mode}", model.file_bytes)
+        return Engine(
+            mode, f"{name}, {mode}" + (f" {library.isa}" if mode == "native" else ""),
+            f"{self.file.name} on kernels {library.version}, {library.isa}", model.file_bytes,
+            isa=library.isa, library=library.version,
+        )  # fmt: skip
+
     def _add_baselines(self, baseline: Path, scratch: Path) -> None:
         file = model_file(baseline)
         Session(file)  # a baseline that cannot run stops the verification before any work
-        self.files["fp32"] = file
+        self.baseline_files["fp32"] = file
         self.engines.append(Engine("fp32", "FP32", "float export on ONNX Runtime", facts.file_bytes(file)))
         if not self.config.int8:
             return
@@ -131,12 +146,14 @@ class _Run:
         except UnsupportedModelError as error:
             self.notes.append(f"no int8 baseline: {error}")
             return
-        self.files["int8"] = path
+        self.baseline_files["int8"] = path
         self.engines.append(Engine("int8", "ORT int8", what, facts.file_bytes(path)))
 
     def go(self, layers: LayerReference | None, begin: float) -> Report:
         config = self.config
         where = environment()
+        for target in self.targets:
+            where.versions.update(target.versions())
         self._check_references()
         self._run_engines()
         accuracy, drops = self._accuracy(), self._drops()
@@ -200,19 +217,18 @@ class _Run:
 
     def _run_engines(self) -> None:
         threads = self.config.threads[0]
-        for target in self.targets:
-            for mode in target.modes:
-                if mode == self.main:
-                    self._evaluate(mode, self.runner, None)
-                    continue
-                limit = target.row_limit(mode)
-                if self.config.target_rows is not None:
-                    limit = self.config.target_rows
-                self.engines.append(Engine(mode, mode, f"{self.file.name} on target {mode}", None))
-                self._evaluate(mode, target.open(self.file, mode=mode, threads=threads), limit)
-        for name in ("fp32", "int8"):
-            if name in self.files:
-                self._evaluate(name, Session(self.files[name], threads=threads), None)
+        for mode, target in self.modes.items():
+            if mode == self.main:
+                self._evaluate(mode, self.runner, None)
+                continue
+            limit = target.row_limit(mode)
+            if self.config.target_rows is not None:
+                limit = self.config.target_rows
+            if mode not in self.timed:
+                self.engines.append(self._engine(mode))
+            self._evaluate(mode, target.open(self.file, mode=mode, threads=threads), limit)
+        for name, file in self.baseline_files.items():
+            self._evaluate(name, Session(file, threads=threads), None)
         for index, named in enumerate(self.references):
             every = np.arange(self.splits[index].n_rows, dtype=np.int64)
             for name, logits in named.items():
@@ -239,7 +255,10 @@ class _Run:
     def _drops(self) -> list[Drop]:
         found = []
         for rows, results in zip(self.splits, self.logits, strict=True):
-            for ours, against in self._pairs(results):
+            pairs = self._pairs(results)
+            references = [against for ours, against in pairs if ours == self.main]
+            pairs += [(mode, against) for mode in self.timed[1:] for against in references]
+            for ours, against in pairs:
                 a, b = results[against][0], results[ours][0]
                 if len(a) != rows.n_rows or len(b) != rows.n_rows:
                     continue
@@ -276,8 +295,13 @@ class _Run:
         found = []
         for rows, results in zip(self.splits, self.logits, strict=True):
             pairs = self._pairs(results)
-            others = [mode for target in self.targets for mode in target.modes if mode != self.main]
-            pairs += [(mode, name) for mode in others for name in (self.main, "student") if name in results]
+            kernels = [mode for mode, target in self.modes.items() if target.library() is not None]
+            pairs += [(mode, "stock") for mode in kernels if "stock" in results]
+            others = [mode for mode in self.modes if mode != self.main]
+            for pair in [(mode, name) for mode in others for name in (self.main, "student")]:
+                if pair[1] in results and pair not in pairs and pair[::-1] not in pairs:
+                    pairs.append(pair)
+            pairs.sort(key=lambda pair: pair[0] != self.main)
             for ours, against in pairs:
                 a, positions = results[ours]
                 b = results[against][0][positions] if len(results[against][0]) == rows.n_rows else None
@@ -322,7 +346,7 @@ class _Run:
         self.say("comparing every LayerNorm with PyTorch")
         return compare_layers(
             self.config.model, layers.batch, layers.outputs, tolerance=self.config.layer_tolerance,
-            threads=self.config.threads[0],
+            threads=self.config.threads[0], isa=self.engines[0].isa,
         )  # fmt: skip
 
     def _latency(self) -> list[LatencyCell]:
@@ -337,11 +361,12 @@ class _Run:
             return []
 
         def open_engines(threads: int) -> Mapping[str, Runner]:
-            engines: dict[str, Runner] = {}
-            engines[self.main] = self.targets[0].open(self.file, mode=self.main, threads=threads)
+            engines: dict[str, Runner] = {
+                mode: self.modes[mode].open(self.file, mode=mode, threads=threads) for mode in self.timed
+            }
             for name in ("int8", "fp32"):
-                if name in self.files:
-                    engines[name] = Session(self.files[name], threads=threads)
+                if name in self.baseline_files:
+                    engines[name] = Session(self.baseline_files[name], threads=threads)
             return engines
 
         return measure_latency(
@@ -351,13 +376,16 @@ class _Run:
         )  # fmt: skip
 
     def _processes(self) -> list[Process]:
-        repeats = self.config.processes
+        repeats, threads = self.config.processes, self.config.threads[0]
         length = min(max(self.config.lengths), Session(self.file).position_limit)
-        samples: dict[str, list[Probe]] = {name: [] for name in self.files}
+        files = {mode: (self.file, self.modes[mode].library()) for mode in self.timed if self._is_timed(mode)}
+        files |= {name: (file, None) for name, file in self.baseline_files.items()}
+        samples: dict[str, list[Probe]] = {name: [] for name in files}
         try:
             for _ in range(repeats):  # in turns, so that a busy moment hits every file
-                for name, file in self.files.items():
-                    samples[name].append(probe(file, length=length, threads=self.config.threads[0]))
+                for name, (file, library) in files.items():
+                    path, isa = (library.path, library.isa) if library else (None, None)
+                    samples[name].append(probe(file, length=length, threads=threads, library=path, isa=isa))
         except EnvironmentProblem as error:  # a system that starts no processes still has every other number
             self.notes.append(f"load time and memory are incomplete: {error}")
         found = [process_of(name, taken) for name, taken in samples.items() if taken]

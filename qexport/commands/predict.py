@@ -24,6 +24,22 @@ def predict(
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Text file, one text a line, UTF-8.")] = None,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Texts per run.")] = 32,
+    kernels: Annotated[
+        str,
+        typer.Option(
+            "--kernels",
+            metavar="MODE",
+            help="auto: the kernel library where it fits, else stock ONNX Runtime; require: an error where "
+            "it does not; off: stock ONNX Runtime.",
+        ),
+    ] = "auto",
+    isa: Annotated[
+        str | None,
+        typer.Option(
+            "--isa", help="Instruction set to hold the kernels to, such as avx2; default: the best."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print every label's probability as JSON.")] = False,
 ) -> None:
     """Print label and probability of each text, with ONNX Runtime alone: torch is not loaded.
@@ -35,13 +51,18 @@ def predict(
       qexport predict mrpc "He left." --pair "He went away."
 
       cat reviews.txt | qexport predict onnx - --json
+
+      qexport predict onnx --file reviews.txt --threads 2 --kernels require
     """
     from qexport.serving.session import Session
 
     rows = _texts(texts or [], file)
     if pair and len(pair) != len(rows):
         raise UsageError(f"give --pair once per text, got {len(pair)} for {len(rows)} texts")
-    found = Session(model, threads=threads).predict(rows, pair or None)
+    session = Session(model, threads=threads, kernels=kernels, isa=isa, batch_size=batch_size)
+    if console.is_verbose():
+        console.say(session.engine.describe())
+    found = session.predict(rows, pair or None)
     if json:
         console.print_json(
             [{"text": text, **dataclasses.asdict(item)} for text, item in zip(rows, found, strict=True)]

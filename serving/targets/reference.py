@@ -70,6 +70,13 @@ class ReferenceTarget:
         """8 rows: it is a thousand times slower than a runtime."""
         return 8
 
+    def is_timed(self, mode: str) -> bool:
+        """Never: its time says nothing about a runtime."""
+        return False
+
+    def library(self) -> None:
+        """Nothing of ours."""
+
     def versions(self) -> dict[str, str]:
         """Version of the installed onnx."""
         import onnx

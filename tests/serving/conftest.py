@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from qexport.errors import EnvironmentProblem, UnknownNameError
+from qexport.serving import native
 from qexport.serving.evaluate import EvalRows
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "fine", "film", "dull", "plot", "and", "the", "was"]
@@ -166,3 +169,88 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return write_folder(tmp_path / name, classifier(labels=len(labels), **arguments), labels=labels)
 
     return make
+
+
+class FakeKernels:
+    """A library with two instruction sets that registers nothing; one setting for all, as in the real one."""
+
+    path = Path("libqexport_kernels.so")
+    version = "0.1.0"
+    log: list[str]
+    chosen: str
+
+    def __init__(self) -> None:
+        self.log, self.chosen = [], "avx2"
+
+    @property
+    def isa(self) -> str:
+        return self.chosen
+
+    def set_isa(self, name: str | None) -> None:
+        if name not in (None, "", "avx2", "scalar"):
+            raise UnknownNameError("instruction set", name, ["avx2", "scalar"])
+        self.chosen = name or "avx2"
+        self.log.append(f"isa {self.chosen}")
+
+    def register(self, options: Any) -> None:
+        self.log.append(f"register {type(options).__name__}")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
+    """Sessions get a library that writes down what it is told, and ONNX Runtime runs the functions."""
+    kernels = FakeKernels()
+    monkeypatch.setattr(native, "_load", lambda: kernels)
+    monkeypatch.delenv("QEXPORT_ISA", raising=False)
+    return kernels
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where no library was built for the machine."""
+
+    def missing() -> None:
+        raise EnvironmentProblem("no kernel library in this install; reinstall qexport")
+
+    monkeypatch.setattr(native, "_load", missing)
+
+
+@pytest.fixture
+def marked(make_folder: Callable[..., Path]) -> Path:
+    """A toy folder whose last product is an operator of `ai.qexport`, defined in the file."""
+    folder = make_folder()
+    model = onnx.load(folder / "model.onnx")
+    last = model.graph.node[-1]
+    assert last.op_type == "MatMul"
+    last.op_type, last.domain = "Product", "ai.qexport"
+    body = [helper.make_node("MatMul", ["a", "b"], ["y"])]
+    opset = helper.make_opsetid("", 18)
+    model.functions.append(helper.make_function("ai.qexport", "Product", ["a", "b"], ["y"], body, [opset]))
+    model.opset_import.append(helper.make_opsetid("ai.qexport", 1))
+    onnx.save(model, folder / "model.onnx")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kernel_library() -> native.Library:
+    """The real library; without it a test is skipped, or fails where QEXPORT_REQUIRE_ALL is 1."""
+    problem = native.library_problem()
+    if problem is not None:
+        if os.environ.get("QEXPORT_REQUIRE_ALL") == "1":
+            pytest.fail(f"QEXPORT_REQUIRE_ALL is 1: {problem}")
+        pytest.skip(str(problem))
+    return native.find_library()
+
+
+@pytest.fixture(scope="session")
+def ternary_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ternary encoder as `qexport to-onnx` writes it."""
+    from tiny_students import save_student
+
+    from qexport.graphs.config import ExportConfig
+    from qexport.graphs.export import to_onnx
+
+    root = tmp_path_factory.mktemp("ternary")
+    student = save_student(root / "student")
+    to_onnx(ExportConfig(model=student, output=root / "onnx"))
+    return root / "onnx"

@@ -3,23 +3,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from qexport.errors import UnknownNameError, UnsupportedModelError, UsageError
+from qexport.errors import EnvironmentProblem, UnknownNameError, UnsupportedModelError, UsageError
 from qexport.serving import targets
-from qexport.serving.targets import get_target, target_names
+from qexport.serving.targets import choose_targets, get_target, target_names
+
+if TYPE_CHECKING:
+    from conftest import FakeKernels
 
 MakeFolder = Callable[..., Path]
 
 BATCH = {"input_ids": np.array([[2, 5, 3], [2, 3, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
 
 
-def test_every_target_gives_the_same_logits(make_folder: MakeFolder) -> None:
-    folder = make_folder()
+@pytest.mark.usefixtures("fake")
+def test_every_target_gives_the_same_logits(marked: Path) -> None:
+    folder = marked
     logits = {}
     for name in target_names():
         target = get_target(name)
@@ -27,7 +32,7 @@ def test_every_target_gives_the_same_logits(make_folder: MakeFolder) -> None:
         assert target.name == name and target.versions()
         for mode in target.modes:
             logits[mode] = target.open(folder, mode=mode, threads=1).run(BATCH)["logits"]
-    assert set(logits) == {"stock", "stock-unoptimized", "reference"}
+    assert set(logits) == {"native", "stock", "stock-unoptimized", "reference"}
     for value in logits.values():
         np.testing.assert_allclose(value, logits["stock"], atol=1e-5)
 
@@ -36,11 +41,17 @@ def test_slow_modes_have_a_row_limit() -> None:
     stock, reference = get_target("stock"), get_target("reference")
     assert [stock.row_limit(mode) for mode in stock.modes] == [None, 64]
     assert reference.row_limit("reference") == 8
+    assert [stock.is_timed(mode) for mode in stock.modes] == [True, False]
+    assert not reference.is_timed("reference")
+    native = get_target("native")
+    assert native.row_limit("native") is None and native.is_timed("native")
 
 
 def test_an_unknown_target_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="unknown target 'refrence'; did you mean 'reference'"):
         get_target("refrence")
+    with pytest.raises(UnknownNameError, match="unknown target 'native-axv2'; did you mean 'native-avx2'"):
+        get_target("native-axv2")
 
 
 def test_an_entry_point_adds_a_target_but_cannot_replace_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +61,7 @@ def test_an_entry_point_adds_a_target_but_cannot_replace_ours(monkeypatch: pytes
         EntryPoint("broken", "qexport.serving.targets.stock:ABSENT", "qexport.targets"),
     ]
     monkeypatch.setattr(targets, "entry_points", lambda group: points if group == "qexport.targets" else [])
-    assert target_names() == ("broken", "mine", "reference", "stock")
+    assert target_names() == ("broken", "mine", "native", "reference", "stock")
     assert get_target("mine").name == get_target("stock").name == "stock"
     with pytest.raises(UsageError, match=r"target 'broken' .* does not name a qexport target"):
         get_target("broken")
@@ -74,3 +85,53 @@ def test_the_reference_refuses_damaged_and_foreign_files(tmp_path: Path, make_fo
 def test_a_mode_that_a_target_lacks_is_refused(make_folder: MakeFolder) -> None:
     with pytest.raises(UsageError, match="has the modes stock, stock-unoptimized, got 'fast'"):
         get_target("stock").open(make_folder(), mode="fast", threads=1)
+    with pytest.raises(UsageError, match="has the mode native, got 'fast'"):
+        get_target("native").open(make_folder("again"), mode="fast", threads=1)
+
+
+def names(*asked: str, file: Path) -> tuple[list[str], list[str]]:
+    targets, notes = choose_targets(asked, file)
+    return [target.name for target in targets], notes
+
+
+@pytest.mark.usefixtures("fake")
+def test_auto_is_native_and_stock_where_the_library_fits(marked: Path) -> None:
+    file = marked / "model.onnx"
+    assert names("auto", file=file) == (["native", "stock"], [])
+    assert names("auto", "reference", "stock", file=file) == (["native", "stock", "reference"], [])
+    assert names("stock", "auto", file=file) == (["stock", "native"], [])
+    assert names("native-scalar", file=file) == (["native-scalar"], [])
+
+
+@pytest.mark.usefixtures("no_library")
+def test_without_a_library_auto_is_stock_with_a_note_and_native_by_name_fails(marked: Path) -> None:
+    file = marked / "model.onnx"
+    chosen, notes = names("auto", file=file)
+    assert chosen == ["stock"]
+    assert notes == [
+        "native: no kernel library for this machine (no kernel library in this install; reinstall qexport); "
+        "the file ran on stock ONNX Runtime"
+    ]
+    assert names("stock", "reference", file=file) == (["stock", "reference"], [])
+    for target in ("native", "native-avx2"):
+        with pytest.raises(EnvironmentProblem, match="no kernel library") as caught:
+            choose_targets([target], file)
+        assert caught.value.exit_code == 4
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_file_without_our_operators_has_nothing_for_native(make_folder: MakeFolder) -> None:
+    file = make_folder() / "model.onnx"
+    chosen, notes = names("auto", file=file)
+    assert chosen == ["stock"] and "model.onnx has no operator of ai.qexport" in notes[0]
+    with pytest.raises(UnsupportedModelError, match=r"target native: .*no operator.*use target stock"):
+        choose_targets(["native"], file)
+
+
+def test_an_instruction_set_that_cannot_be_is_refused_even_by_auto(
+    marked: Path, fake: FakeKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QEXPORT_ISA", "avx3")
+    with pytest.raises(UnknownNameError, match="'avx3'"):
+        choose_targets(["auto"], marked / "model.onnx")
+    assert fake.chosen == "avx2"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from rich.console import Console
 
 from qexport.errors import (
     EnvironmentProblem,
@@ -20,6 +22,7 @@ from qexport.errors import (
     UsageError,
 )
 from qexport.serving.evaluate import evaluate
+from qexport.serving.probe import Probe
 from qexport.serving.report import Report
 from qexport.serving.session import Session
 from qexport.serving.verify import LayerReference, VerifyConfig, verify
@@ -77,6 +80,81 @@ def test_everything_is_measured_and_named(make_folder: MakeFolder, toy: SimpleNa
     )
     assert "reference" not in accuracy  # eight rows are no metric
     assert lines and report.invariance is not None and report.invariance.rows == 16
+
+
+@pytest.mark.usefixtures("fake")
+def test_native_is_the_headline_beside_stock(
+    marked: Path, make_folder: MakeFolder, toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[dict[str, Any]] = []
+
+    def measured(path: Path, **options: Any) -> Probe:
+        probed.append({"file": path.parent.name, **options})
+        return Probe(1.0, 1.0, 1.0, 2_000_000, 1_000_000, options["length"], options["threads"])
+
+    monkeypatch.setattr("qexport.serving.verify.probe", measured)
+    fp32 = make_folder("fp32", noise=0.02)
+    rows = labelled(marked, toy.make_rows(40), right=0.9)
+    logits, _ = evaluate(Session(marked), rows)
+    report = verify(
+        VerifyConfig(model=marked, baseline=fp32, lengths=(8,), iterations=2, warmup=0, processes=1),
+        rows, {"student": logits, "teacher": logits},
+    )  # fmt: skip
+    assert [engine.name for engine in report.engines] == [
+        "native", "stock", "fp32", "int8", "student", "teacher", "stock-unoptimized",
+    ]  # fmt: skip
+    first, second = report.engines[:2]
+    assert (first.label, first.isa, first.library) == ("ternarybert 2-2-8, native avx2", "avx2", "0.1.0")
+    assert (second.label, second.isa, second.library) == ("ternarybert 2-2-8, stock", None, None)
+    assert first.file_bytes == second.file_bytes == report.model.file_bytes
+    assert report.main_engine == "native" and report.environment.versions["qexport kernels"] == "0.1.0"
+    compared = [(item.engine, item.against) for item in report.parity]
+    assert compared.index(("native", "student")) == 0 and ("native", "stock") in compared
+    assert ("stock", "native") not in compared and len(set(compared)) == len(compared)
+    assert [item.engine for item in report.parity[:4]] == ["native"] * 4
+    beside = next(item for item in report.parity if (item.engine, item.against) == ("native", "stock"))
+    assert (beside.rows, beside.disagreements, beside.bit_identical) == (40, 0, True)
+    assert {cell.engine for cell in report.latency} == {"native", "stock", "int8", "fp32"}
+    assert {ratio.against for ratio in report.latency[0].ratios} == {"stock", "int8", "fp32"}
+    assert {(drop.engine, drop.against) for drop in report.drops} >= {
+        ("native", "teacher"),
+        ("stock", "teacher"),
+    }
+    held = (Path("libqexport_kernels.so"), "avx2")
+    assert [(call["library"], call["isa"]) for call in probed] == [held, *[(None, None)] * 3]
+    assert [process.engine for process in report.processes] == ["native", "stock", "fp32", "int8"]
+    assert "on avx2 kernels" in report.headline and "as fast as stock ONNX Runtime" in report.headline
+    assert [row.engine.name for row in report.summary()][:2] == ["native", "stock"]
+    assert report.summary()[1].drop is not None
+
+
+@pytest.mark.usefixtures("fake")
+def test_instruction_sets_are_compared_with_each_other_and_with_stock(
+    marked: Path, toy: SimpleNamespace
+) -> None:
+    report = verify(quick(marked, targets=("native-avx2", "native-scalar", "stock")), toy.make_rows(10))
+    assert [engine.label for engine in report.engines][:3] == [
+        f"ternarybert 2-2-8, {name}" for name in ("native-avx2", "native-scalar", "stock")
+    ]
+    compared = {(item.engine, item.against) for item in report.parity}
+    assert compared >= {
+        ("native-avx2", "stock"), ("native-scalar", "stock"), ("native-scalar", "native-avx2"),
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_library")
+def test_without_a_library_the_report_says_so(marked: Path, toy: SimpleNamespace) -> None:
+    report = verify(quick(marked), toy.make_rows(10))
+    assert report.main_engine == "stock" and report.engines[0].label == "ternarybert 2-2-8"
+    assert any(note.startswith("native: no kernel library for this machine") for note in report.notes)
+    out = io.StringIO()
+    report.print(Console(file=out, width=160))
+    for text in (out.getvalue(), report.to_html(), report.to_json()):
+        assert "native: no kernel library for this machine" in text
+    lines: list[str] = []
+    with pytest.raises(EnvironmentProblem, match="no kernel library"):
+        verify(quick(marked, targets=("native", "stock")), toy.make_rows(10), report=lines.append)
+    assert lines == []
 
 
 def test_a_worse_model_fails_the_drop_gate_with_exit_code_3(
@@ -284,4 +362,4 @@ def test_a_report_is_the_same_object_in_json(make_folder: MakeFolder, toy: Simpl
     assert isinstance(report, Report)
     plain = report.to_dict()
     assert plain["model"]["sha256"] == report.model.sha256
-    assert plain["config"]["targets"] == ["stock"] and isinstance(plain["config"]["model"], str)
+    assert plain["config"]["targets"] == ["auto"] and isinstance(plain["config"]["model"], str)
