@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from qexport import __version__, console
+from qexport.commands.bench import bench
 from qexport.commands.export import to_onnx
 from qexport.commands.inspect import inspect
 from qexport.commands.listing import methods, tasks
@@ -29,6 +30,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "to-onnx": to_onnx,
     "verify": verify,
+    "bench": bench,
     "predict": predict,
     "inspect": inspect,
     "quickstart": quickstart,

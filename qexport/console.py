@@ -12,7 +12,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -27,6 +27,7 @@ __all__ = [
     "is_verbose",
     "only_results_on_stdout",
     "print_json",
+    "progress",
     "remember_command",
     "results",
     "say",
@@ -42,6 +43,7 @@ class _Settings:
     color: bool = True
     results: TextIO | None = None
     command: str = "qexport"
+    live: Console | None = None  # the console of a progress bar, while there is one
 
 
 _settings = _Settings()
@@ -105,7 +107,31 @@ def is_main_process() -> bool:
 def say(text: str) -> None:
     """One line of progress on stderr."""
     if _settings.verbosity >= 0 and is_main_process():
-        _console(sys.stderr).print(text, highlight=False, markup=False, soft_wrap=True)
+        console = _settings.live or _console(sys.stderr)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr, on a terminal only; `say` prints its lines above it.
+
+    Yields:
+        what moves it: steps done, steps in all, what is going on.
+    """
+    console = _console(sys.stderr)
+    if _settings.verbosity < 0 or not console.is_terminal or not is_main_process():
+        yield lambda done, total, what: None
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        _settings.live = console
+        try:
+            yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+        finally:
+            _settings.live = None
 
 
 def error(text: str) -> None:

@@ -116,9 +116,9 @@ def _merge_positional(values: dict[str, Any], name: str) -> None:
 
 
 def _split(name: str, text: str, item: Callable[[str], Any]) -> tuple[Any, ...]:
-    """Read comma-separated values."""
+    """Read comma-separated values; no text, no values."""
     try:
-        return tuple(item(part.strip()) for part in text.split(","))
+        return tuple(item(part.strip()) for part in text.split(",")) if text.strip() else ()
     except ValueError:
         option = name.replace("_", "-")
         raise UsageError(f"--{option} takes whole numbers with commas between them, got '{text}'") from None
