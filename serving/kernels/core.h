@@ -25,6 +25,7 @@ constexpr int PANEL = 16;        // rows of W in a panel
 constexpr int STEP_BYTES = 64;   // codes in a step: 16 rows x 4 values of k
 constexpr int K_MULTIPLE = 64;   // K is padded to it
 constexpr int64_t MAX_K = 65536;  // 255 * 127 * K stays below 2**31
+constexpr int64_t LONGEST_ROW = 4096;  // values of gelu(x) that a task keeps on its stack
 constexpr int64_t MAX_DIM = int64_t(1) << 31;
 
 enum Storage { ONE_BIT = 0, TWO_BITS = 1, FOUR_BITS = 2, EIGHT_BITS = 3 };
@@ -101,7 +102,7 @@ struct Rows {
   float clip;              // 0 for none
   float fixed_scale;       // used when `scale` is null
   int64_t rows, width;
-  float* y;                // [rows, width], LayerNorm only
+  float* y;                // [rows, width]; of gelu: null where width <= LONGEST_ROW
   uint8_t* codes;          // [rows, width]
   float* scale;            // [rows], or null
 };

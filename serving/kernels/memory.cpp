@@ -3,6 +3,10 @@
 
 #include <stddef.h>
 
+#if !defined(__clang__)
+#pragma GCC optimize("no-tree-loop-distribute-patterns")  // as a flag on the command line, zig refuses it
+#endif
+
 #if defined(_WIN32)
 #define QEXPORT_OWN extern "C"
 #else
@@ -44,4 +48,26 @@ QEXPORT_OWN int memcmp(const void* a, const void* b, size_t bytes) {
 // A Windows library needs an entry point, and code with floats a mark that it has some.
 extern "C" int __stdcall DllMainCRTStartup(void*, unsigned, void*) { return 1; }
 extern "C" int _fltused = 0;
+
+// Windows commits a stack page by page, in order: compilers call this before they take more than a page. It touches
+// every page of the rax bytes below the caller's frame and changes no register.
+__asm__(
+    ".globl ___chkstk_ms\n"
+    "___chkstk_ms:\n"
+    "  push %rax\n"
+    "  push %rcx\n"
+    "  lea 24(%rsp), %rcx\n"  // the caller's stack pointer: two registers and the return address lie below it
+    "1:\n"
+    "  cmp $4096, %rax\n"
+    "  jb 2f\n"
+    "  sub $4096, %rcx\n"
+    "  orb $0, (%rcx)\n"
+    "  sub $4096, %rax\n"
+    "  jmp 1b\n"
+    "2:\n"
+    "  sub %rax, %rcx\n"
+    "  orb $0, (%rcx)\n"
+    "  pop %rcx\n"
+    "  pop %rax\n"
+    "  ret\n");
 #endif

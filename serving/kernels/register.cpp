@@ -174,6 +174,9 @@ OrtStatus* register_ops(OrtSessionOptions* options, const OrtApiBase* base) {
 }  // namespace
 }  // namespace qexport
 
+#if defined(__aarch64__)
+__attribute__((target("no-outline-atomics")))  // else a function of libgcc is called for the exchange
+#endif
 QEXPORT_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   while (__atomic_exchange_n(&qexport::lock, 1, __ATOMIC_ACQUIRE)) {}
   OrtStatus* status = qexport::register_ops(options, base);

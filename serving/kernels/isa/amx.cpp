@@ -14,11 +14,12 @@ constexpr const char* NAME = "amx";
 constexpr int LANES = 16;
 constexpr int GROUP = 2;
 constexpr int64_t STEPS = 16;
-constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0;
+constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0, SMALL_BIAS = 0;
 constexpr bool ALWAYS_UNPACK = false;
 constexpr int LENGTH = 64;
 
 #include "vector.inl"
+#include "narrow_512.inl"
 #include "nibbles_512.inl"
 #include "unpack.inl"
 

@@ -57,24 +57,18 @@ static size_t place(Room& room, const Attention& call, char* memory) {
   return used + 64;
 }
 
-QX_INLINE I32 code_of(F32 x, F32 divisor) {
-  F32 steps = x / divisor;
-  steps = steps == steps ? steps : F32{};
-  return to_int(nearest(at_least(at_most(steps, all(127.0f)), all(-127.0f))));
-}
-
 QX_INLINE float scale_of_row(const Attention& call, const float* x, float fixed) {
   return call.scales == PER_TOKEN ? dynamic_scale(largest(x, call.width), call.clip) : fixed;
 }
 
 // All products of `rows` rows by all panels, GROUP panels at a time, into sums [rows][panels * 16].
 static void products(
-    const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t panels, int64_t steps, int32_t* sums) {
+    const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t panels, int64_t steps, int bits, int32_t* sums) {
   for (int64_t i = 0; i < rows * panels * PANEL; ++i) sums[i] = 0;
   const int64_t stride = steps * STEP_BYTES;
   for (int64_t panel = 0; panel < panels; panel += GROUP)
     accumulate(
-        a, lda, rows, w + panel * stride, stride, smaller(GROUP, panels - panel), steps, 8, sums + panel * PANEL,
+        a, lda, rows, w + panel * stride, stride, smaller(GROUP, panels - panel), steps, bits, sums + panel * PANEL,
         panels * PANEL);
 }
 
@@ -88,18 +82,19 @@ static void load_keys(const Attention& call, const Room& room, int64_t row, int6
     const float scale = present ? scale_of_row(call, k, call.k_scale) : 0.0f;
     room.k_scale[t] = scale;
     room.drop[t] = !present ? -__builtin_inff() : mask[t] ? 0.0f : MASKED;
-    int32_t sum = 0;
+    I32 sums = {};
     for (int64_t d = 0; d < room.width; d += LANES) {
       I32 codes = {};
       if (present && d < call.width) codes = code_of(load(k + d, call.width - d), all(scale));
-      const S8 bytes = __builtin_convertvector(codes, S8);
+      const S8 bytes = narrow_s8(codes);
       int32_t fours[LANES / 4];
       __builtin_memcpy(fours, &bytes, LANES);
-      for (int i = 0; i < LANES; ++i) sum += codes[i];
+      sums = sums + codes;
       for (int64_t i = 0; i < LANES / 4 && d + 4 * i < room.width; ++i)
         *reinterpret_cast<FourCodes*>(panel + (d / 4 + i) * STEP_BYTES) = fours[i];
     }
-    room.k_sums[t] = sum;
+    room.k_sums[t] = 0;
+    for (int i = 0; i < LANES; ++i) room.k_sums[t] += sums[i];
   }
 }
 
@@ -135,8 +130,9 @@ static float load_values(const Attention& call, const Room& room, int64_t row, i
   return scale;
 }
 
-// Probabilities of queries first .. first + count - 1 into room.scores; largest of them by query into room.p_scale.
-static void probabilities(
+// exp(score - largest score) of queries first .. first + count - 1 into room.scores; 1 / their sum, which is the largest
+// probability, into room.p_scale.
+static void powers(
     const Attention& call, const Room& room, int64_t row, int64_t column, int64_t first, int64_t count) {
   const int64_t stride = call.heads * call.width;
   const int64_t columns = room.token_panels * PANEL;
@@ -146,10 +142,10 @@ static void probabilities(
     room.q_scale[r] = scale * call.scaling;
     uint8_t* codes = room.q + r * room.width;
     for (int64_t d = 0; d < call.width; d += LANES)
-      store(codes + d, code_of(load(q + d, call.width - d), all(scale)) + ZERO_POINT, call.width - d);
+      store_bytes(codes + d, code_of(load(q + d, call.width - d), all(scale)) + ZERO_POINT, call.width - d);
     for (int64_t d = call.width; d < room.width; ++d) codes[d] = 0;
   }
-  products(room.q, room.width, count, room.k, room.token_panels, room.width / 4, room.sums);
+  products(room.q, room.width, count, room.k, room.token_panels, room.width / 4, 8, room.sums);
   for (int64_t r = 0; r < count; ++r) {
     float* scores = room.scores + r * columns;
     const int32_t* sums = room.sums + r * columns;
@@ -169,9 +165,7 @@ static void probabilities(
       store(scores + c, power);
       total = total + power;
     }
-    const F32 sum = all(sum_of(total));
-    for (int64_t c = 0; c < columns; c += LANES) store(scores + c, load(scores + c) / sum);
-    room.p_scale[r] = 1.0f / sum[0];  // the largest power is exp(0)
+    room.p_scale[r] = 1.0f / sum_of(total);
   }
 }
 
@@ -204,7 +198,7 @@ static void attention_task(void* user, size_t index) {
 
   for (int64_t first = 0; first < call.tokens; first += QUERY_BLOCK) {
     const int64_t count = smaller(QUERY_BLOCK, call.tokens - first);
-    probabilities(call, room, row, column, first, count);
+    powers(call, room, row, column, first, count);
     if (tasks.only_largest) {
       for (int64_t r = 0; r < count; ++r) most = room.p_scale[r] > most ? room.p_scale[r] : most;
       continue;
@@ -212,7 +206,8 @@ static void attention_task(void* user, size_t index) {
     if (!integers) {
       for (int64_t r = 0; r < count; ++r) {
         float* y = call.y + (row + first + r) * stride + column;
-        const float* p = room.scores + r * columns;
+        float* p = room.scores + r * columns;
+        for (int64_t t = 0; t < columns; t += LANES) store(p + t, load(p + t) * room.p_scale[r]);
         for (int64_t d = 0; d < call.width; d += LANES) {
           F32 sum = {};
           for (int64_t t = 0; t < call.tokens; ++t)
@@ -223,28 +218,26 @@ static void attention_task(void* user, size_t index) {
       continue;
     }
     for (int64_t r = 0; r < count; ++r) {
-      float scale = call.p_scale;
-      if (call.scales == PER_TOKEN) scale = dynamic_scale(room.p_scale[r], 0);
-      room.p_scale[r] = scale;
+      // p / p_scale, where p = power * largest. One scale a token: the largest probability has code 127, so that is power * 127.
+      const float most_likely = room.p_scale[r];
+      const bool own = call.scales == PER_TOKEN;
+      room.p_scale[r] = own ? dynamic_scale(most_likely, 0) : call.p_scale;
+      const F32 steps = all(own ? 127.0f : most_likely / call.p_scale);
       uint8_t* codes = room.p + r * room.tokens;
-      const float* p = room.scores + r * columns;
+      const float* power = room.scores + r * columns;
       for (int64_t t = 0; t < room.tokens; t += LANES) {
-        if (t >= columns) {
-          for (int64_t i = t; i < room.tokens; ++i) codes[i] = 0;
-          break;
-        }
-        store(codes + t, code_of(load(p + t), all(scale)), room.tokens - t);
+        const F32 code = t < columns ? at_most(load(power + t) * steps, all(127.0f)) : F32{};
+        store_bytes(codes + t, to_int(nearest(code)), room.tokens - t);
       }
-      for (int64_t t = call.tokens; t < room.tokens; ++t) codes[t] = 0;
     }
-    products(room.p, room.tokens, count, room.v, room.width_panels, room.tokens / 4, room.sums);
+    products(room.p, room.tokens, count, room.v, room.width_panels, room.tokens / 4, PROBABILITIES, room.sums);
     for (int64_t r = 0; r < count; ++r) {
       float* y = call.y + (row + first + r) * stride + column;
       const int32_t* sums = room.sums + r * room.width_panels * PANEL;
       const F32 scale = all(room.p_scale[r] * v_scale);
       for (int64_t d = 0; d < call.width; d += LANES) {
         const I32 sum = *reinterpret_cast<const I32M*>(sums + d) +
-                        *reinterpret_cast<const I32M*>(room.v_sums + d) * WIDE_BIAS;
+                        *reinterpret_cast<const I32M*>(room.v_sums + d) * SMALL_BIAS;
         store(y + d, to_float(sum) * scale, call.width - d);
       }
     }

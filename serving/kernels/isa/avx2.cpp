@@ -2,6 +2,7 @@
 //
 // Narrow weights: sums stay in 16 bits for as many steps as cannot overflow (64 for ternary), then they are widened. That is two
 // instructions for 32 products, where 8-bit weights need four.
+// Small: in attention A holds probabilities, below 128, and no product of two can overflow.
 // 8-bit weights: |A - 128| times the weight with the sign of A - 128, which cannot saturate: 2 * 128 * 127 < 2**15.
 
 #include <immintrin.h>
@@ -15,11 +16,12 @@ constexpr const char* NAME = "avx2";
 constexpr int LANES = 8;
 constexpr int GROUP = 1;
 constexpr int64_t STEPS = 1;
-constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 128;
+constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 128, SMALL_BIAS = 0;
 constexpr bool ALWAYS_UNPACK = false;
 constexpr int LENGTH = 32;
 
 #include "vector.inl"
+#include "narrow_256.inl"
 #include "nibbles_256.inl"
 #include "unpack.inl"
 
@@ -71,8 +73,31 @@ struct Wide : Common {
     return {sign, _mm256_abs_epi8(sign)};
   }
   QX_INLINE Part dot(Part part, Spread a, Codes w) {
-    const __m256i pairs = _mm256_maddubs_epi16(a.size, _mm256_sign_epi8(w, a.sign));
-    return _mm256_add_epi32(part, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    __m256i pairs;
+    __asm__ volatile(
+        "vpsignb %[sign], %[w], %[pairs]\n\tvpmaddubsw %[pairs], %[size], %[pairs]\n\t"
+        "vpmaddwd %[ones], %[pairs], %[pairs]\n\tvpaddd %[pairs], %[part], %[part]"
+        : [part] "+x"(part), [pairs] "=&x"(pairs)
+        : [sign] "x"(a.sign), [size] "x"(a.size), [w] "x"(w), [ones] "x"(_mm256_set1_epi16(1)));
+    return part;
+  }
+  QX_INLINE void add(int32_t* sums, Part part) { add_to(sums, part); }
+};
+
+// A below 128 by 8-bit codes: 2 * 127 * 127 fits 16 bits as it is.
+struct Small : Common {
+  static constexpr int ROWS = 6;
+  static constexpr bool INT16 = false, PAIRS = false;
+  typedef __m256i Spread;
+  typedef __m256i Part;
+  QX_INLINE Spread spread(const uint8_t* p) { return four(p); }
+  QX_INLINE Part dot(Part part, Spread a, Codes w) {
+    __m256i pairs;
+    __asm__ volatile(
+        "vpmaddubsw %[w], %[a], %[pairs]\n\tvpmaddwd %[ones], %[pairs], %[pairs]\n\tvpaddd %[pairs], %[part], %[part]"
+        : [part] "+x"(part), [pairs] "=&x"(pairs)
+        : [a] "x"(a), [w] "x"(w), [ones] "x"(_mm256_set1_epi16(1)));
+    return part;
   }
   QX_INLINE void add(int32_t* sums, Part part) { add_to(sums, part); }
 };

@@ -11,11 +11,12 @@ constexpr const char* NAME = "avx512-vnni";
 constexpr int LANES = 16;
 constexpr int GROUP = 3;
 constexpr int64_t STEPS = 1;
-constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0;
+constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0, SMALL_BIAS = 0;
 constexpr bool ALWAYS_UNPACK = false;
 constexpr int LENGTH = 64;
 
 #include "vector.inl"
+#include "narrow_512.inl"
 #include "nibbles_512.inl"
 #include "unpack.inl"
 
@@ -39,6 +40,7 @@ struct Dot {
 };
 typedef Dot Narrow;
 typedef Dot Wide;
+typedef Dot Small;
 
 #include "product.inl"
 #include "rows.inl"

@@ -11,11 +11,12 @@ constexpr const char* NAME = "avx-vnni";
 constexpr int LANES = 8;
 constexpr int GROUP = 1;
 constexpr int64_t STEPS = 1;
-constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0;
+constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0, SMALL_BIAS = 0;
 constexpr bool ALWAYS_UNPACK = false;
 constexpr int LENGTH = 32;
 
 #include "vector.inl"
+#include "narrow_256.inl"
 #include "nibbles_256.inl"
 #include "unpack.inl"
 
@@ -40,6 +41,7 @@ struct Dot {
 };
 typedef Dot Narrow;
 typedef Dot Wide;
+typedef Dot Small;
 
 #include "product.inl"
 #include "rows.inl"

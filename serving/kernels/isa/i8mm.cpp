@@ -13,11 +13,12 @@ constexpr const char* NAME = "i8mm";
 constexpr int LANES = 4;
 constexpr int GROUP = 1;
 constexpr int64_t STEPS = 2;
-constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0;
+constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0, SMALL_BIAS = 0;
 constexpr bool ALWAYS_UNPACK = false;
 constexpr int LENGTH = 16;
 
 #include "vector.inl"
+#include "narrow.inl"
 #include "nibbles_neon.inl"
 #include "unpack.inl"
 

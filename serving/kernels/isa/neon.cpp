@@ -12,11 +12,12 @@ constexpr const char* NAME = "neon";
 constexpr int LANES = 4;
 constexpr int GROUP = 1;
 constexpr int64_t STEPS = 1;
-constexpr int32_t NARROW_BIAS = 128, WIDE_BIAS = 128;
+constexpr int32_t NARROW_BIAS = 128, WIDE_BIAS = 128, SMALL_BIAS = 128;
 constexpr bool ALWAYS_UNPACK = false;
 constexpr int LENGTH = 16;
 
 #include "vector.inl"
+#include "narrow.inl"
 #include "nibbles_neon.inl"
 #include "unpack.inl"
 
@@ -41,6 +42,7 @@ struct Dot {
 };
 typedef Dot Narrow;
 typedef Dot Wide;
+typedef Dot Small;
 
 #include "product.inl"
 #include "rows.inl"

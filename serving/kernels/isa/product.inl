@@ -4,9 +4,9 @@
 //   GROUP              panels that a tile takes at once
 //   STEPS              steps come in multiples of it
 //   unpack_steps(storage, packed, steps, codes)   packed panel -> int8 [steps][16][4]
-//   NARROW_BIAS, WIDE_BIAS   what is taken from A before the products, 0 or 128
+//   NARROW_BIAS, WIDE_BIAS, SMALL_BIAS   what is taken from A before the products, 0 or 128
 //   ALWAYS_UNPACK      whether 8-bit codes, too, go through unpack_steps
-//   Narrow and Wide    how four values of A meet a vector of codes, for |w| < 127 and for 8 bits:
+//   Narrow, Wide, Small   how four values of A meet a vector of codes: up to 7 bits, 8 bits, 8 bits and A < 128:
 //     ROWS               rows of A that a tile takes at once
 //     INT16, PAIRS       whether parts are 16-bit lanes, and whether such a lane adds two products in one step
 //     VECTORS            vectors in a step of one panel
@@ -18,8 +18,10 @@
 //     add(sums, part)    sums[0 ..] += part, one int32 for each four codes
 // or, with QX_OWN_ACCUMULATE, after `accumulate` itself.
 
+constexpr int PROBABILITIES = 0;        // in the place of `bits`: codes of 8 bits, A below 128
 constexpr int64_t K_BLOCK = 1024;      // values of k unpacked at a time: a panel of 16 kB
 constexpr int64_t ROW_BLOCK = 96;      // rows of A in a task
+constexpr int64_t TASK_PANELS = GROUP == 1 ? 4 : 2 * GROUP;  // so that a row of Y is written 256 bytes at a time
 
 #ifndef QX_OWN_ACCUMULATE
 
@@ -99,7 +101,10 @@ static void accumulate_groups(
 static void accumulate(
     const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t panel_stride, int64_t panels, int64_t steps,
     int bits, int32_t* sums, int64_t sums_stride) {
-  if (bits == 8)
+  if (bits == PROBABILITIES)
+    accumulate_groups<Small, GROUP>(
+        a, lda, rows, w, panel_stride, panels, steps, flush_of<Small>(8), sums, sums_stride);
+  else if (bits == 8)
     accumulate_groups<Wide, GROUP>(a, lda, rows, w, panel_stride, panels, steps, flush_of<Wide>(bits), sums, sums_stride);
   else
     accumulate_groups<Narrow, GROUP>(
@@ -110,11 +115,10 @@ static void accumulate(
 
 QX_INLINE int32_t bias_of(int bits) { return bits == 8 ? WIDE_BIAS : NARROW_BIAS; }
 
-// sums[rows][panels * 16] = (A - bias) W^T for a group of panels of a packed weight, unpacked into `codes` piece by piece.
+// sums[rows][..] = (A - bias) W^T for a group of panels of a packed weight, unpacked into `codes` piece by piece.
 static void multiply(
     const uint8_t* a, int64_t lda, int64_t rows, const Weight& weight, int64_t panel, int64_t panels, int8_t* codes,
-    int32_t* sums) {
-  for (int64_t i = 0; i < rows * panels * PANEL; ++i) sums[i] = 0;
+    int32_t* sums, int64_t sums_stride) {
   const int per_row = steps_per_row(weight.storage);
   for (int64_t k = 0; k < weight.padded_k; k += K_BLOCK) {
     const int64_t steps = smaller(K_BLOCK, weight.padded_k - k) / 4;
@@ -128,7 +132,7 @@ static void multiply(
       for (int64_t p = 0; p < panels; ++p)
         unpack_steps(weight.storage, packed + p * weight.panel_bytes, steps, codes + p * stride);
     }
-    accumulate(a + k, lda, rows, w, stride, panels, steps, weight.bits, sums, panels * PANEL);
+    accumulate(a + k, lda, rows, w, stride, panels, steps, weight.bits, sums, sums_stride);
   }
 }
 
@@ -142,33 +146,37 @@ static void matmul_task(void* user, size_t index) {
   const MatMul& call = *tasks.call;
   const Weight& weight = *call.weight;
   alignas(64) int8_t codes[GROUP * K_BLOCK * PANEL];
-  alignas(64) int32_t sums[ROW_BLOCK * GROUP * PANEL];
+  alignas(64) int32_t sums[ROW_BLOCK * TASK_PANELS * PANEL];
 
   const int64_t task = static_cast<int64_t>(index);
-  const int64_t panel = task % tasks.groups * GROUP;
-  const int64_t panels = smaller(GROUP, weight.panels - panel);
+  const int64_t panel = task % tasks.groups * TASK_PANELS;
+  const int64_t panels = smaller(TASK_PANELS, weight.panels - panel);
   const int64_t first = task / tasks.groups * ROW_BLOCK;
   const int64_t rows = smaller(ROW_BLOCK, call.m - first);
-  multiply(call.a + first * call.lda, call.lda, rows, weight, panel, panels, codes, sums);
+  for (int64_t i = 0; i < rows * panels * PANEL; ++i) sums[i] = 0;
+  for (int64_t p = 0; p < panels; p += GROUP)
+    multiply(
+        call.a + first * call.lda, call.lda, rows, weight, panel + p, smaller(GROUP, panels - p), codes,
+        sums + p * PANEL, panels * PANEL);
 
   const int64_t column = panel * PANEL;
   const int64_t columns = smaller(panels * PANEL, weight.n - column);
-  for (int64_t c = 0; c < columns; c += LANES) {
-    const int64_t count = columns - c;
-    const F32 added = load(call.bias + column + c, count);
-    const F32 w_scale = call.w_per_row ? load(call.w_scale + column + c, count) : all(call.w_scale[0]);
-    const I32 offset = *reinterpret_cast<const I32M*>(weight.sums + column + c) * (call.zero_point - bias_of(weight.bits));
-    for (int64_t r = 0; r < rows; ++r) {
-      const I32 sum = *reinterpret_cast<const I32M*>(sums + r * panels * PANEL + c) - offset;
-      const F32 scale = all(call.a_scale[call.a_per_token ? first + r : 0]) * w_scale;
-      const F32 product = to_float(sum) * scale;
-      store(call.y + (first + r) * weight.n + column + c, product + added, count);
-    }
+  const int32_t zero = call.zero_point - bias_of(weight.bits);
+  for (int64_t r = 0; r < rows; ++r) {
+    const F32 a_scale = all(call.a_scale[call.a_per_token ? first + r : 0]);
+    const int32_t* from = sums + r * panels * PANEL;
+    float* y = call.y + (first + r) * weight.n + column;
+    sweep(columns, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+      const F32 w_scale = call.w_per_row ? load(call.w_scale + column + c, count) : all(call.w_scale[0]);
+      const I32 offset = *reinterpret_cast<const I32M*>(weight.sums + column + c) * zero;
+      const I32 sum = *reinterpret_cast<const I32M*>(from + c) - offset;
+      store(y + c, to_float(sum) * (a_scale * w_scale) + load(call.bias + column + c, count), count);
+    });
   }
 }
 
 static void matmul(const MatMul& call, const Threads& threads) {
-  MatMulTasks tasks = {&call, (call.weight->panels + GROUP - 1) / GROUP};
+  MatMulTasks tasks = {&call, (call.weight->panels + TASK_PANELS - 1) / TASK_PANELS};
   const int64_t blocks = (call.m + ROW_BLOCK - 1) / ROW_BLOCK;
   threads.run(threads.context, matmul_task, static_cast<size_t>(tasks.groups * blocks), &tasks);
 }

@@ -3,24 +3,43 @@
 // codes = clip(round_half_even(x / scale), -127, 127) + 128; a NaN gets the code of 0 (128). The scale of a row is that of its largest
 // magnitude, NaN left out.
 
-// Codes and scale of a row that lies in memory.
+QX_INLINE void store_bytes(uint8_t* p, I32 x, int64_t count) {
+  const U8 bytes = narrow_u8(x);
+  if (count >= LANES) {
+    *reinterpret_cast<U8M*>(p) = bytes;
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) p[i] = bytes[i];
+}
+
+// round_half_even(x / scale) between -127 and 127; 0 for NaN.
+QX_INLINE I32 code_of(F32 x, F32 scale) {
+  F32 steps = x / scale;
+  steps = steps == steps ? steps : F32{};
+  return to_int(nearest(at_least(at_most(steps, all(127.0f)), all(-127.0f))));
+}
+
+static float largest(const float* x, int64_t count) {
+  F32 found[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * LANES <= count; i += 4 * LANES)
+    for (int j = 0; j < 4; ++j) found[j] = larger(found[j], magnitude(load(x + i + j * LANES)));
+  for (; i < count; i += LANES) found[0] = larger(found[0], magnitude(load(x + i, count - i)));
+  return largest_of(larger(larger(found[0], found[1]), larger(found[2], found[3])));
+}
+
+// Codes of a row, and its scale unless that is fixed.
 static void encode_row(const Rows& call, int64_t row, const float* x) {
-  const int64_t width = call.width;
   float scale = call.fixed_scale;
   if (call.scale != nullptr) {
-    F32 largest = {};
-    for (int64_t i = 0; i < width; i += LANES) largest = larger(largest, magnitude(load(x + i, width - i)));
-    scale = dynamic_scale(largest_of(largest), call.clip);
+    scale = dynamic_scale(largest(x, call.width), call.clip);
     call.scale[row] = scale;
   }
-  uint8_t* codes = call.codes + row * width;
-  const F32 divisor = all(scale), high = all(127.0f), low = all(-127.0f);
-  for (int64_t i = 0; i < width; i += LANES) {
-    F32 steps = load(x + i, width - i) / divisor;
-    steps = steps == steps ? steps : F32{};
-    steps = nearest(at_least(at_most(steps, high), low));
-    store(codes + i, to_int(steps) + ZERO_POINT, width - i);
-  }
+  uint8_t* codes = call.codes + row * call.width;
+  const F32 divisor = all(scale);
+  sweep(call.width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    store_bytes(codes + i, code_of(load(x + i, count), divisor) + ZERO_POINT, count);
+  });
 }
 
 constexpr int64_t ROWS_IN_TASK = 8;
@@ -40,15 +59,15 @@ static void each_row(const Rows& call, const Threads& threads) {
 
 static void quantize_row(const Rows& call, int64_t row) { encode_row(call, row, call.x + row * call.width); }
 
-// y is the room for gelu(x), [rows, width].
+// y is the room for gelu(x), [rows, width], or null where a row has at most LONGEST_ROW values.
 static void gelu_row(const Rows& call, int64_t row) {
+  alignas(64) float here[LONGEST_ROW];
   const float* x = call.x + row * call.width;
-  float* y = call.y + row * call.width;
-  for (int64_t i = 0; i < call.width; i += LANES) {
-    const F32 value = load(x + i, call.width - i);
-    const F32 half = value * 0.5f;
-    store(y + i, half * (error_function(value * 0.70710678f) + 1.0f), call.width - i);
-  }
+  float* y = call.y ? call.y + row * call.width : here;
+  sweep(call.width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    const F32 value = load(x + i, count);
+    store(y + i, value * 0.5f * (error_function(value * 0.70710678f) + 1.0f), count);
+  });
   encode_row(call, row, y);
 }
 
@@ -57,39 +76,31 @@ static void norm_row(const Rows& call, int64_t row) {
   const float* x = call.x + row * width;
   const float* residual = call.residual + row % call.residual_rows * width;
   float* y = call.y + row * width;
-  F32 sum = {};
-  for (int64_t i = 0; i < width; i += LANES) {
-    const F32 value = load(x + i, width - i) + load(residual + i, width - i);
-    store(y + i, value, width - i);
-    sum = sum + value;
-  }
-  const F32 mean = all(sum_of(sum) / static_cast<float>(width));
+  F32 total = {};
+  sweep(width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    const F32 value = load(x + i, count) + load(residual + i, count);
+    store(y + i, value, count);
+    total = total + value;
+  });
+  const F32 mean = all(sum_of(total) / static_cast<float>(width));
   F32 squares = {};
-  int64_t i = 0;
-  for (; i + LANES <= width; i += LANES) {
-    const F32 distance = load(y + i) - mean;
+  sweep(width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    F32 distance = load(y + i, count) - mean;
+    for (int64_t past = count; past < LANES; ++past) distance[past] = 0;
     squares = squares + distance * distance;
-  }
-  float rest = 0;
-  for (; i < width; ++i) rest += (y[i] - mean[0]) * (y[i] - mean[0]);
-  const float variance = (sum_of(squares) + rest) / static_cast<float>(width);
+  });
+  const float variance = sum_of(squares) / static_cast<float>(width);
   const F32 inverse = all(1.0f / __builtin_sqrtf(variance + call.epsilon));
-  for (i = 0; i < width; i += LANES) {
-    const F32 value = (load(y + i, width - i) - mean) * inverse;
-    store(y + i, value * load(call.gamma + i, width - i) + load(call.beta + i, width - i), width - i);
-  }
+  sweep(width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    const F32 value = (load(y + i, count) - mean) * inverse;
+    store(y + i, value * load(call.gamma + i, count) + load(call.beta + i, count), count);
+  });
   if (call.codes != nullptr) encode_row(call, row, y);
 }
 
 static void quantize(const Rows& call, const Threads& threads) { each_row<quantize_row>(call, threads); }
 static void gelu_quantize(const Rows& call, const Threads& threads) { each_row<gelu_row>(call, threads); }
 static void add_norm_quantize(const Rows& call, const Threads& threads) { each_row<norm_row>(call, threads); }
-
-static float largest(const float* x, int64_t count) {
-  F32 found = {};
-  for (int64_t i = 0; i < count; i += LANES) found = larger(found, magnitude(load(x + i, count - i)));
-  return largest_of(found);
-}
 
 static void stream(void* to, const void* from, int64_t bytes) {
   const float* f = static_cast<const float*>(from);

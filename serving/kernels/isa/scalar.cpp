@@ -9,10 +9,11 @@ constexpr const char* NAME = "scalar";
 constexpr int LANES = 4;
 constexpr int GROUP = 1;
 constexpr int64_t STEPS = 1;
-constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0;
+constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0, SMALL_BIAS = 0;
 constexpr bool ALWAYS_UNPACK = false;
 
 #include "vector.inl"
+#include "narrow.inl"
 
 static void unpack_steps(Storage storage, const uint8_t* packed, int64_t steps, int8_t* codes) {
   const int per_row = steps_per_row(storage), bits = 8 / per_row;
@@ -49,6 +50,7 @@ struct Plain {
 };
 typedef Plain Narrow;
 typedef Plain Wide;
+typedef Plain Small;
 
 #include "product.inl"
 #include "rows.inl"

@@ -1,6 +1,7 @@
 // Floats in vectors of LANES, in the compiler's own vector types: the same source for every instruction set.
 //
-// To be included inside the namespace of an instruction set, after `constexpr int LANES`.
+// To be included inside the namespace of an instruction set, after `constexpr int LANES`, and followed by the two functions that
+// no vector type writes well: narrow_u8(I32) and narrow_s8(I32), whole numbers in range to bytes (narrow.inl has the plain form).
 
 typedef float F32 __attribute__((vector_size(LANES * 4)));
 typedef int32_t I32 __attribute__((vector_size(LANES * 4)));
@@ -14,6 +15,14 @@ typedef int8_t S8M __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 #define QX_INLINE static inline __attribute__((always_inline))
 
+// body(i, count) for i = 0, LANES, ..: all but a last, shorter piece with the constant LANES for `count`.
+template <class Body>
+QX_INLINE void sweep(int64_t width, Body body) {
+  int64_t i = 0;
+  for (; i + LANES <= width; i += LANES) body(i, int64_t(LANES));
+  if (i < width) body(i, width - i);
+}
+
 QX_INLINE F32 load(const float* p) { return *reinterpret_cast<const F32M*>(p); }
 QX_INLINE void store(float* p, F32 x) { *reinterpret_cast<F32M*>(p) = x; }
 QX_INLINE F32 load(const float* p, int64_t count) {
@@ -25,14 +34,6 @@ QX_INLINE F32 load(const float* p, int64_t count) {
 QX_INLINE void store(float* p, F32 x, int64_t count) {
   if (count >= LANES) return store(p, x);
   for (int64_t i = 0; i < count; ++i) p[i] = x[i];
-}
-QX_INLINE void store(uint8_t* p, I32 x, int64_t count) {
-  const U8 bytes = __builtin_convertvector(x, U8);
-  if (count >= LANES) {
-    *reinterpret_cast<U8M*>(p) = bytes;
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) p[i] = bytes[i];
 }
 QX_INLINE F32 all(float x) { return F32{} + x; }
 QX_INLINE F32 to_float(I32 x) { return __builtin_convertvector(x, F32); }

@@ -85,10 +85,12 @@ OrtStatus* compute_gelu_quantize(const Kernel& kernel, OrtKernelContext* context
   if (kernel.op->variant == STATIC) QX_TRY(fixed_scale(context, kernel, 1, call));
   QX_TRY(code_outputs(kernel, context, x, 0, call));
   if (call.rows == 0) return nullptr;
-  call.y = static_cast<float*>(take_memory(static_cast<size_t>(x.count) * sizeof(float)));
-  if (call.y == nullptr) return fail("no memory left for the result of GELU");
+  if (call.width > LONGEST_ROW) {
+    call.y = static_cast<float*>(take_memory(static_cast<size_t>(x.count) * sizeof(float)));
+    if (call.y == nullptr) return fail("no memory left for the result of GELU");
+  }
   kernel.isa->gelu_quantize(call, threads_of(context));
-  give_memory(call.y);
+  if (call.y) give_memory(call.y);
   return nullptr;
 }
 
