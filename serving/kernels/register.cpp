@@ -174,10 +174,14 @@ OrtStatus* register_ops(OrtSessionOptions* options, const OrtApiBase* base) {
 }  // namespace
 }  // namespace qexport
 
+// On arm64 compilers leave the exchange to a function of libgcc, unless told otherwise.
 #if defined(__aarch64__)
-__attribute__((target("no-outline-atomics")))  // else a function of libgcc is called for the exchange
+#define QEXPORT_PLAIN_ATOMICS __attribute__((target("no-outline-atomics")))
+#else
+#define QEXPORT_PLAIN_ATOMICS
 #endif
-QEXPORT_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+
+QEXPORT_API QEXPORT_PLAIN_ATOMICS OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   while (__atomic_exchange_n(&qexport::lock, 1, __ATOMIC_ACQUIRE)) {}
   OrtStatus* status = qexport::register_ops(options, base);
   __atomic_store_n(&qexport::lock, 0, __ATOMIC_RELEASE);
