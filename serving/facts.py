@@ -78,7 +78,7 @@ def headline(
         speed = f"{cell.p50_ms:.1f} ms at {cell.length} tokens"
         if engines[0].isa is not None:
             speed += f" on {engines[0].isa} kernels"
-        others = {"fp32": "FP32", "stock": "stock ONNX Runtime"}
+        others = {"fp32": "FP32", "int8": "ORT int8", "stock": "stock ONNX Runtime"}
         ratios = {item.against: item.median for item in cell.ratios}
         faster = [
             f"{ratios[name]:.1f}x as fast as {label}" for name, label in others.items() if name in ratios

@@ -183,7 +183,7 @@ def page_template(name: str) -> Template:
 
 def render_page(report: Report) -> str:
     """The whole page as text; opens from disk, prints, and needs no network."""
-    labels: dict[str, Any] = {engine.name: engine.label for engine in report.engines}
+    labels: dict[str, Any] = {engine.name: engine.short_label for engine in report.engines}
     return page_template("report.html.j2").render(
         report=report,
         verdict=_VERDICTS[report.status],

@@ -112,7 +112,7 @@ def colour(name: str, main: str) -> str:
 
 
 def _label(report: Report, name: str) -> str:
-    return next((engine.label for engine in report.engines if engine.name == name), name)
+    return next((engine.short_label for engine in report.engines if engine.name == name), name)
 
 
 def _nice(value: float) -> str:
@@ -250,7 +250,7 @@ def size_plot(report: Report) -> str:
     shades = [colour(engine.name, report.main_engine) for engine in files]
 
     def draw(figure: Figure, axes: Axes) -> None:
-        _bars(axes, [engine.label for engine in files], sizes, texts, shades)
+        _bars(axes, [engine.model_label for engine in files], sizes, texts, shades)
 
     return _figure("size", 5.6, 0.5 + 0.5 * len(files), draw)
 

@@ -55,6 +55,16 @@ class Engine:
     library: str | None = None
     """Version of the kernel library; None for an engine without it."""
 
+    @property
+    def short_label(self) -> str:
+        """The label without the model's name, where several engines run the model: "native avx2"."""
+        return self.label.rpartition(", ")[2]
+
+    @property
+    def model_label(self) -> str:
+        """The label without the engine's name: "ternarybert 2-2-8"."""
+        return self.label.rpartition(", ")[0] or self.label
+
 
 @dataclass(frozen=True, slots=True)
 class Model:

@@ -105,6 +105,8 @@ def test_native_is_the_headline_beside_stock(
     ]  # fmt: skip
     first, second = report.engines[:2]
     assert (first.label, first.isa, first.library) == ("ternarybert 2-2-8, native avx2", "avx2", "0.1.0")
+    assert (first.model_label, first.short_label) == ("ternarybert 2-2-8", "native avx2")
+    assert report.engine("fp32").model_label == report.engine("fp32").short_label == "FP32"
     assert (second.label, second.isa, second.library) == ("ternarybert 2-2-8, stock", None, None)
     assert first.file_bytes == second.file_bytes == report.model.file_bytes
     assert report.main_engine == "native" and report.environment.versions["qexport kernels"] == "0.1.0"
