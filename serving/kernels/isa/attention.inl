@@ -86,12 +86,11 @@ static void load_keys(const Attention& call, const Room& room, int64_t row, int6
     for (int64_t d = 0; d < room.width; d += LANES) {
       I32 codes = {};
       if (present && d < call.width) codes = code_of(load(k + d, call.width - d), all(scale));
-      const S8 bytes = narrow_s8(codes);
-      int32_t fours[LANES / 4];
-      __builtin_memcpy(fours, &bytes, LANES);
+      alignas(LANES) int8_t bytes[LANES];
+      put_s8(bytes, codes);
       sums = sums + codes;
       for (int64_t i = 0; i < LANES / 4 && d + 4 * i < room.width; ++i)
-        *reinterpret_cast<FourCodes*>(panel + (d / 4 + i) * STEP_BYTES) = fours[i];
+        *reinterpret_cast<FourCodes*>(panel + (d / 4 + i) * STEP_BYTES) = *reinterpret_cast<const FourCodes*>(bytes + 4 * i);
     }
     room.k_sums[t] = 0;
     for (int i = 0; i < LANES; ++i) room.k_sums[t] += sums[i];

@@ -21,8 +21,8 @@ constexpr bool ALWAYS_UNPACK = false;
 constexpr int LENGTH = 32;
 
 #include "vector.inl"
-#include "narrow_256.inl"
-#include "nibbles_256.inl"
+#include "simd_256.inl"
+#include "math.inl"
 #include "unpack.inl"
 
 struct Common {

@@ -16,8 +16,8 @@ constexpr bool ALWAYS_UNPACK = false;
 constexpr int LENGTH = 64;
 
 #include "vector.inl"
-#include "narrow_512.inl"
-#include "nibbles_512.inl"
+#include "simd_512.inl"
+#include "math.inl"
 #include "unpack.inl"
 
 struct Dot {

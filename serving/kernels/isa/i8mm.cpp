@@ -18,8 +18,8 @@ constexpr bool ALWAYS_UNPACK = false;
 constexpr int LENGTH = 16;
 
 #include "vector.inl"
-#include "narrow.inl"
-#include "nibbles_neon.inl"
+#include "simd_neon.inl"
+#include "math.inl"
 #include "unpack.inl"
 
 // 2 * P rows of A by 8 columns; `rows` of them count, the last one standing in for those that are missing.

@@ -17,8 +17,8 @@ constexpr bool ALWAYS_UNPACK = false;
 constexpr int LENGTH = 16;
 
 #include "vector.inl"
-#include "narrow.inl"
-#include "nibbles_neon.inl"
+#include "simd_neon.inl"
+#include "math.inl"
 #include "unpack.inl"
 
 struct Dot {

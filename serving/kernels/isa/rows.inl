@@ -4,11 +4,9 @@
 // magnitude, NaN left out.
 
 QX_INLINE void store_bytes(uint8_t* p, I32 x, int64_t count) {
-  const U8 bytes = narrow_u8(x);
-  if (count >= LANES) {
-    *reinterpret_cast<U8M*>(p) = bytes;
-    return;
-  }
+  if (count >= LANES) return put_u8(p, x);
+  uint8_t bytes[LANES];
+  put_u8(bytes, x);
   for (int64_t i = 0; i < count; ++i) p[i] = bytes[i];
 }
 

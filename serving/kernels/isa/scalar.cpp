@@ -13,7 +13,8 @@ constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0, SMALL_BIAS = 0;
 constexpr bool ALWAYS_UNPACK = false;
 
 #include "vector.inl"
-#include "narrow.inl"
+#include "simd_plain.inl"
+#include "math.inl"
 
 static void unpack_steps(Storage storage, const uint8_t* packed, int64_t steps, int8_t* codes) {
   const int per_row = steps_per_row(storage), bits = 8 / per_row;

@@ -1,7 +1,10 @@
 // Floats in vectors of LANES, in the compiler's own vector types: the same source for every instruction set.
 //
-// To be included inside the namespace of an instruction set, after `constexpr int LANES`, and followed by the two functions that
-// no vector type writes well: narrow_u8(I32) and narrow_s8(I32), whole numbers in range to bytes (narrow.inl has the plain form).
+// To be included inside the namespace of an instruction set, after `constexpr int LANES`. One of simd_*.inl follows it: what these
+// types cannot say well.
+//   put_u8(p, I32), put_s8(p, I32)   LANES whole numbers, in range, to bytes
+//   multiply_add(a, b, c)            a * b + c, rounded once where the processor can; never used where results must be exact
+//   and what unpack.inl asks for
 
 typedef float F32 __attribute__((vector_size(LANES * 4)));
 typedef int32_t I32 __attribute__((vector_size(LANES * 4)));
@@ -65,46 +68,6 @@ QX_INLINE float sum_of(F32 x) {
   for (int half = LANES / 2; half >= 1; half /= 2)
     for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
   return parts[0];
-}
-
-// exp(x) for x <= 0 (0 below -87), within 2 ulp: 2**n * p(r), r = x - n ln 2, |r| <= ln 2 / 2.
-// p is the Taylor polynomial of degree 7: its remainder is below 2**-31 there.
-QX_INLINE F32 exponential(F32 x) {
-  const F32 low = all(-87.0f);
-  const I32 vanishes = x < low;
-  x = at_least(x, low);
-  const F32 n = nearest(x * 1.44269504f);
-  const F32 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  F32 p = all(1.98412698e-4f);
-  p = p * r + 1.38888889e-3f;
-  p = p * r + 8.33333333e-3f;
-  p = p * r + 4.16666667e-2f;
-  p = p * r + 1.66666667e-1f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const F32 power = as_float((to_int(n) + 127) << 23);
-  return vanishes ? F32{} : p * power;
-}
-
-// erf(x) within 5e-7, as x * P(x^2) / Q(x^2) for |x| <= 3.92, where 1 - erf is 3e-8. P and Q, of degree 5, are a
-// minimax fit of the relative error (1.9e-8 before rounding) by Lawson's weights; tests/serving/kernels checks it.
-QX_INLINE F32 error_function(F32 x) {
-  x = at_least(at_most(x, all(3.92f)), all(-3.92f));
-  const F32 t = x * x;
-  F32 p = all(2.05007473e-06f);
-  p = p * t + 0.000284883514f;
-  p = p * t + 0.00376566569f;
-  p = p * t + 0.0527488776f;
-  p = p * t + 0.190407634f;
-  p = p * t + 1.12837911f;
-  F32 q = all(3.80916281e-05f);
-  q = q * t + 0.00116254669f;
-  q = q * t + 0.0149693163f;
-  q = q * t + 0.114109598f;
-  q = q * t + 0.502077103f;
-  q = q * t + 1.0f;
-  return at_least(at_most(x * p / q, all(1.0f)), all(-1.0f));
 }
 
 // Tells the compiler that the value is needed.

@@ -1,4 +1,11 @@
-// Nibbles of 16 bytes, for unpack.inl: NEON.
+// NEON, for vector.inl and unpack.inl.
+
+QX_INLINE void put_u8(uint8_t* p, I32 x) { *reinterpret_cast<U8M*>(p) = __builtin_convertvector(x, U8); }
+QX_INLINE void put_s8(int8_t* p, I32 x) { *reinterpret_cast<S8M*>(p) = __builtin_convertvector(x, S8); }
+QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
+  return reinterpret_cast<F32>(vfmaq_f32(
+      reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
+}
 
 typedef uint8x16_t Nibbles;
 QX_INLINE uint8x16_t nibbles(const uint8_t* p) { return vld1q_u8(p); }

@@ -1,0 +1,29 @@
+// AVX2, for vector.inl and unpack.inl.
+
+// (GCC 12 takes its own conversion to bytes apart, element by element.)
+QX_INLINE __m128i words_of(I32 x) {
+  const __m256i whole = reinterpret_cast<__m256i>(x);
+  return _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+}
+QX_INLINE void put_u8(uint8_t* p, I32 x) {
+  const __m128i words = words_of(x);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+}
+QX_INLINE void put_s8(int8_t* p, I32 x) {
+  const __m128i words = words_of(x);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
+  return reinterpret_cast<F32>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+}
+
+typedef __m256i Nibbles;
+QX_INLINE __m256i nibbles(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+QX_INLINE __m256i low(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+QX_INLINE __m256i high(__m256i x) { return low(_mm256_srli_epi16(x, 4)); }
+QX_INLINE __m256i table(const int8_t* t) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(t)));
+}
+QX_INLINE __m256i lookup(__m256i entries, __m256i index) { return _mm256_shuffle_epi8(entries, index); }
+QX_INLINE void put(int8_t* p, __m256i x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }

@@ -1,0 +1,19 @@
+// AVX-512, for vector.inl and unpack.inl. (Masked forms: GCC 12 warns of undefined values inside the plain ones.)
+
+QX_INLINE __m128i bytes_of(I32 x) { return _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(x)); }
+QX_INLINE void put_u8(uint8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes_of(x)); }
+QX_INLINE void put_s8(int8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes_of(x)); }
+QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
+  return reinterpret_cast<F32>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+}
+
+typedef __m512i Nibbles;
+QX_INLINE __m512i nibbles(const uint8_t* p) { return _mm512_loadu_si512(p); }
+QX_INLINE __m512i low(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+QX_INLINE __m512i high(__m512i x) { return low(_mm512_srli_epi16(x, 4)); }
+QX_INLINE __m512i table(const int8_t* t) {
+  return _mm512_maskz_broadcast_i32x4(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(t)));
+}
+QX_INLINE __m512i lookup(__m512i entries, __m512i index) { return _mm512_shuffle_epi8(entries, index); }
+QX_INLINE void put(int8_t* p, __m512i x) { _mm512_storeu_si512(p, x); }
