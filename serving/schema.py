@@ -1,9 +1,11 @@
-"""The JSON schema of report.json, derived from the dataclasses of the report.
+"""The JSON schemas of report.json and bench.json, derived from the dataclasses of the reports.
 
     python -m qexport.serving.schema             # the schema, as shipped in serving/report.schema.json
     python -m qexport.serving.schema --markdown  # the tables of docs/report-schema.md
+    python -m qexport.serving.schema --bench     # the same two of `qexport bench`: serving/bench/bench.schema.json
+                                                 # and docs/bench-schema.md
 
-A test compares both files with what this module gives, so that neither can fall behind the code.
+Tests compare the files with what this module gives, so that none can fall behind the code.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import types
 import typing
 from typing import Any
 
+from qexport.serving.bench.report import SCHEMA_VERSION as BENCH_SCHEMA_VERSION
+from qexport.serving.bench.report import BenchReport
 from qexport.serving.parity import Disagreement, LayerDifference, Parity
 from qexport.serving.report import SCHEMA_VERSION, Invariance, Report
 
@@ -29,6 +33,7 @@ _MAY_BE_INFINITE = (Parity, LayerDifference, Invariance, Disagreement)
 _STATES = {
     ("Report", "status"): ["passed", "failed", "undecided", "measured"],
     ("Report", "schema_version"): [SCHEMA_VERSION],
+    ("BenchReport", "schema_version"): [BENCH_SCHEMA_VERSION],
 }
 
 
@@ -95,13 +100,16 @@ def _define(kind: type, definitions: dict[str, Any]) -> None:
         definitions[kind.__name__] = _object(kind, definitions)
 
 
-def build_schema() -> dict[str, Any]:
-    """The schema, JSON Schema draft 2020-12."""
+def build_schema(root: type = Report) -> dict[str, Any]:
+    """The schema of `Report` or `BenchReport`, JSON Schema draft 2020-12."""
     definitions: dict[str, Any] = {}
-    report = _object(Report, definitions)
+    report = _object(root, definitions)
+    title = {
+        Report: f"verification report {SCHEMA_VERSION}", BenchReport: f"benchmark {BENCH_SCHEMA_VERSION}"
+    }[root]  # fmt: skip
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"qexport verification report {SCHEMA_VERSION}",
+        "title": f"qexport {title}",
         **report,
         "$defs": definitions,
     }
@@ -125,12 +133,10 @@ def _type_name(hint: Any) -> str:
     return "null" if hint is type(None) else "any"
 
 
-def markdown() -> str:
+def markdown(root: type = Report) -> str:
     """One table per object, the report first."""
-    definitions: dict[str, Any] = {}
-    _object(Report, definitions)
-    kinds: dict[str, type] = {"Report": Report}
-    pending: list[type] = [Report]
+    kinds: dict[str, type] = {root.__name__: root}
+    pending: list[type] = [root]
     while pending:
         for _, hint, _ in _fields(pending.pop(0)):
             for part in _dataclasses_in(hint):
@@ -156,4 +162,5 @@ def _dataclasses_in(hint: Any) -> list[type]:
 
 
 if __name__ == "__main__":
-    print(markdown() if "--markdown" in sys.argv else json.dumps(build_schema(), indent=2))
+    chosen = BenchReport if "--bench" in sys.argv else Report
+    print(markdown(chosen) if "--markdown" in sys.argv else json.dumps(build_schema(chosen), indent=2))

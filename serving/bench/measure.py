@@ -31,7 +31,7 @@ from qexport.serving.bench.worker import TensorSpec, WorkerSpec
 from qexport.serving.latency import interleave, ratios
 from qexport.serving.machine import environment
 from qexport.serving.report import Model
-from qexport.serving.session import Session, model_file, read_json
+from qexport.serving.session import Session, model_file
 
 __all__ = ["LONG_TURN_MS", "bench", "check_model"]
 
@@ -39,6 +39,7 @@ LONG_TURN_MS = 200.0
 """An engine that takes longer is run once a turn: it reads more than the caches hold in any case."""
 
 _MEMORY_LENGTH = 128
+_IDS_OF_A_BARE_FILE = 100
 _PROFILE_RUNS, _PROFILE_SKIP = 12, 2
 
 Times = Mapping[str, npt.NDArray[np.float64]]
@@ -141,7 +142,9 @@ def bench(
         report.write(config.folder)
     if problem is None:
         return report
-    kept = f"{len(report.cells)} finished cells are in {config.folder / 'bench.json'}"
+    kept = (
+        f"{len(report.cells)} finished cell{'s' * (len(report.cells) != 1)} in {config.folder / 'bench.json'}"
+    )
     if isinstance(problem, KeyboardInterrupt):
         raise Interrupted(f"benchmark stopped; {kept}") from None
     say(kept)
@@ -200,7 +203,7 @@ class _Bench:
         ]  # fmt: skip
         session = Session(files["model"].path, kernels="off")
         self.inputs = session.inputs
-        self.vocabulary = _vocabulary(session.folder)
+        self.vocabulary = _vocabulary(session)
         limit = session.position_limit
         self.lengths = [length for length in config.lengths if length <= limit]
         if len(self.lengths) < len(config.lengths):
@@ -397,7 +400,12 @@ class _Bench:
         )
 
 
-def _vocabulary(folder: Path) -> int:
-    """Token ids that the model knows, from config.json; 100 when it does not say."""
-    size = read_json(folder / "config.json").get("vocab_size")
-    return int(size) if isinstance(size, int) and size > 0 else 100
+def _vocabulary(session: Session) -> int:
+    """Token ids that the model knows: config.json, else the tokenizer, else few enough for any model."""
+    size = session.config.get("vocab_size")
+    if isinstance(size, int) and size > 0:
+        return size
+    try:
+        return int(session.tokenizer.get_vocab_size())
+    except UnsupportedModelError:
+        return _IDS_OF_A_BARE_FILE

@@ -106,6 +106,11 @@ class EngineProcess:
     ) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._child.pid
+
     def close(self) -> None:
         """End the process."""
         self._child.kill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -144,10 +144,12 @@ class MatmulCell:
     """Of an engine that runs our operator: every other engine divided by it; else empty."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
     """Everything that one benchmark found."""
 
+    schema_version: str = SCHEMA_VERSION
+    """Its first number changes when a field is renamed, removed or changes its meaning."""
     created: str
     """UTC, ISO 8601."""
     command: str
@@ -182,8 +184,6 @@ class BenchReport:
     """What a reader must know: cells left out, a busy machine, where the FP32 weights came from."""
     seconds: float
     """Wall time."""
-    schema_version: str = field(default=SCHEMA_VERSION)
-    """Its first number changes when a field is renamed, removed or changes its meaning."""
 
     def engine(self, name: str) -> BenchEngine:
         """The engine called `name`."""

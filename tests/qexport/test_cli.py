@@ -14,7 +14,7 @@ import qexport
 from qexport import cli, errors
 from qexport.cli import main
 
-COMMANDS = ("train", "to-onnx", "verify", "predict", "inspect", "quickstart", "tasks", "methods")
+COMMANDS = ("train", "to-onnx", "verify", "bench", "predict", "inspect", "quickstart", "tasks", "methods")
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,8 @@ def test_help_of_each_command_has_an_example(command: str, capsys: pytest.Captur
 
 def test_help_imports_no_heavy_package() -> None:
     code = (
-        "import sys; from qexport.cli import main; main(['train', '--help']); main(['verify', '--help']);"
+        "import sys; from qexport.cli import main;"
+        "[main([name, '--help']) for name in ('train', 'verify', 'bench')];"
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'sklearn', 'matplotlib'};"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or None)"
     )
