@@ -310,6 +310,7 @@ def _external(tensor: onnx.TensorProto, name: str, elements: int, path: Path) ->
 
 _ORDER = (
     "encoder weights",
+    "pooler weights",
     "classifier weights",
     "word embedding",
     "position embedding",

@@ -141,7 +141,9 @@ def _role(node: onnx.NodeProto, index: int, rank: int) -> str:
             return {3: "weights", 5: "bias"}.get(index, "scales")
         if op_type.endswith("Gather"):
             return {1: "embedding", 2: "scales"}.get(index, "")
-        return "scales" if index >= 4 else ""
+        if op_type.startswith("AddLayerNorm") and index in (2, 3):
+            return "LayerNorm"
+        return "scales" if index >= 4 or (op_type == "GeluQuantizeLinear" and index == 1) else ""
     if op_type in NORMS and index >= 1:
         return "LayerNorm"
     for role, inputs in (("weights", WEIGHT_INPUTS), ("bias", BIAS_INPUTS), ("scales", SCALE_INPUTS)):
@@ -231,15 +233,22 @@ def kind_of(tensor: onnx.TensorProto, name: str, scope: Scope, where: str) -> st
                 return f"{part.replace('_', ' ')} embedding"
         return "word embedding" if tensor.dims[0] >= 1000 else "embedding"
     if "weights" in roles and len(tensor.dims) >= 2:
-        head = any(part in low for part in ("classifier", "pooler", "lm_head", "qa_outputs"))
-        return "classifier weights" if head else "encoder weights"
+        return _weights(low)
     if "scales" in roles:
         return "scales"
     if "bias" in roles or low.endswith("bias"):
         return "bias"
     if packed_codes(tensor, name, scope):
-        return "word embedding" if tensor.dims[0] >= 10_000 else "encoder weights"
+        return "word embedding" if tensor.dims[0] >= 10_000 else _weights(low)
     return "other"
+
+
+def _weights(low: str) -> str:
+    """The part of the model that a matrix of this name belongs to."""
+    if "pooler" in low:
+        return "pooler weights"
+    head = any(part in low for part in ("classifier", "lm_head", "qa_outputs"))
+    return "classifier weights" if head else "encoder weights"
 
 
 _TABLES = {(243, 5), (256, 8), (256, 4), (256, 2)}

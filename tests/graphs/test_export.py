@@ -21,7 +21,7 @@ from qexport.errors import OutputExistsError, UnsupportedModelError
 from qexport.graphs import export as export_module
 from qexport.graphs import folder as folders
 from qexport.graphs.config import ExportConfig
-from qexport.graphs.export import ExportResult, to_onnx
+from qexport.graphs.export import ExportResult, export_graph, to_onnx
 from qexport.training.models import load
 from qexport.training.student import quantized_modules
 
@@ -165,6 +165,36 @@ def test_every_quantised_module_has_its_operator(exported: Exported) -> None:
         node.name for node in exported.model.graph.node if node.domain == "ai.qexport" and node.name
     )
     assert dict(named) == dict.fromkeys(modules, 1)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "activations", "fused"),
+    [
+        ("bert", "dynamic-token", "PerToken"),
+        ("distilbert", "static", "Linear"),
+        ("electra", "dynamic-token", "PerToken"),
+        ("roberta", "static", "Linear"),
+    ],
+)
+def test_every_layer_is_fused(model_type: str, activations: str, fused: str, tmp_path: Path) -> None:
+    """Attention reads and writes what linear layers do; GELU and LayerNorm are one node with the codes."""
+    source = save_student(tmp_path / "student", model_type, activations=activations)
+    config = ExportConfig(model=source, output=tmp_path / "out")
+    model = load(source)
+    proto, entries = export_graph(model, config, {})
+    counts = Counter(node.op_type for node in proto.graph.node)
+    layers = model.config.num_hidden_layers
+    assert counts[f"GeluQuantize{fused}"] == layers
+    assert counts[f"AddLayerNormQuantize{fused}"] == 2 * layers  # the embeddings' is one, the last is not
+    assert counts["LayerNormalization"] == 1
+    assert counts["Transpose"] == counts["Reshape"] == 0
+    assert counts["Erf"] == (model_type == "electra")  # GELU of its head, before a float layer
+    assert len(entries) == 2 * layers + 1
+    makers = {name: (node, index) for node in proto.graph.node for index, name in enumerate(node.output)}
+    for node in proto.graph.node:
+        if node.op_type.startswith("AddLayerNorm"):
+            assert [makers[name][1] for name in node.input[:2]] == [0, 0]
+            assert node.output[0].startswith("ln")
 
 
 @pytest.mark.parametrize(

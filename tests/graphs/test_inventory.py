@@ -172,6 +172,38 @@ def test_float_file_with_subgraphs(tmp_path: Path) -> None:
     assert sum(row.n_bytes for row in inventory.rows) == inventory.file_bytes
 
 
+@pytest.mark.parametrize("inline", [False, True])
+def test_inputs_of_fused_operators_and_the_pooler_have_their_rows(inline: bool, tmp_path: Path) -> None:
+    names = ["AddLayerNormQuantizeLinear", "GeluQuantizeLinear", matmul_name(2)]
+    stored = {
+        "gain": np.ones(K, np.float32),
+        "shift": np.ones(K, np.float32),
+        "first": np.array(0.02, np.float32),
+        "second": np.array(0.03, np.float32),
+        "zero": np.array(128, np.uint8),
+        "bert.pooler.dense.weight": pack(codes((N, K), 2), 2),
+        "row_scales": np.ones(N, np.float32),
+        "offsets": np.ones(N, np.float32),
+    }
+    product = ["q2", "second", "zero", "bert.pooler.dense.weight", "row_scales", "offsets"]
+    norm = ["x", "r", "gain", "shift", "first"]
+    nodes = [
+        helper.make_node(names[0], norm, ["y", "q"], domain=DOMAIN, epsilon=1e-12),
+        helper.make_node(names[1], ["y", "second"], ["q2"], domain=DOMAIN),
+        helper.make_node(names[2], product, ["Y"], domain=DOMAIN, K=K),
+    ]
+    x = np.zeros((1, 4, K), np.float32)
+    outputs = {"Y": np.zeros((1, 4, N), np.float32), "q": np.zeros((1, 4, K), np.uint8)}
+    model = chain_model(nodes, [OPERATORS[name] for name in names], {"x": x, "r": x}, stored, outputs)
+    if inline:
+        model = onnx.inliner.inline_local_functions(model)
+    found = {row.name: row.kind for row in inspect_file(save(model, tmp_path / "model.onnx")).tensors}
+    assert (found["gain"], found["shift"]) == ("LayerNorm", "LayerNorm")
+    assert (found["first"], found["second"], found["row_scales"]) == ("scales", "scales", "scales")
+    assert found["bert.pooler.dense.weight"] == "pooler weights"
+    assert found["offsets"] == "bias"
+
+
 def test_typed_fields_are_counted(tmp_path: Path) -> None:
     model = float_model()
     first = model.graph.initializer[0]
