@@ -63,7 +63,6 @@ constexpr Op make(
   };
   op.KernelDestroy = destroy;
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };
-  // Any output but the first may be unused.
   op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };
   op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
   op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };

@@ -63,8 +63,7 @@ OrtStatus* input(OrtKernelContext* context, const Op& op, size_t index, Tensor& 
 OrtStatus* output(OrtKernelContext* context, size_t index, const int64_t* dims, int rank, void** data) {
   OrtValue* value = nullptr;
   QX_TRY(ort.KernelContext_GetOutput(context, index, dims, static_cast<size_t>(rank), &value));
-  *data = nullptr;
-  if (value == nullptr) return nullptr;  // nobody wants it
+  if (value == nullptr) return fail("output ", static_cast<int64_t>(index), " is absent; all outputs are required");
   return ort.GetTensorMutableData(value, data);
 }
 

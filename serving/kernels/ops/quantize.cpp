@@ -38,6 +38,10 @@ static OrtStatus* code_outputs(const Kernel& kernel, OrtKernelContext* context, 
   void* scale = nullptr;
   QX_TRY(output(context, index + 1, dims, x.rank, &scale));
   call.scale = static_cast<float*>(scale);
+  int64_t rows = 1;
+  for (int i = 0; i < x.rank; ++i) rows *= dims[i];
+  if (call.width == 0)  // no row has a value
+    for (int64_t row = 0; row < rows; ++row) call.scale[row] = dynamic_scale(0, 0);
   return nullptr;
 }
 
@@ -69,8 +73,7 @@ OrtStatus* compute_quantize(const Kernel& kernel, OrtKernelContext* context) {
     void* scale = nullptr;
     QX_TRY(output(context, 1, nullptr, 0, &scale));
     call.fixed_scale = dynamic_scale(kernel.isa->largest(call.x, x.count), kernel.clip);
-    if (scale) *static_cast<float*>(scale) = call.fixed_scale;
-    if (call.codes == nullptr) return nullptr;
+    *static_cast<float*>(scale) = call.fixed_scale;
   }
   if (call.rows == 0) return nullptr;
   kernel.isa->quantize(call, threads_of(context));
@@ -122,14 +125,7 @@ OrtStatus* compute_norm(const Kernel& kernel, OrtKernelContext* context) {
   call.y = static_cast<float*>(y);
   QX_TRY(code_outputs(kernel, context, x, 1, call));
   if (call.rows == 0) return nullptr;
-  float* own = nullptr;
-  if (call.y == nullptr) {
-    own = static_cast<float*>(take_memory(static_cast<size_t>(x.count) * sizeof(float)));
-    if (own == nullptr) return fail("no memory left for the result of LayerNorm");
-    call.y = own;
-  }
   kernel.isa->add_norm_quantize(call, threads_of(context));
-  if (own) give_memory(own);
   return nullptr;
 }
 

@@ -1,0 +1,225 @@
+"""The kernel library, built from serving/kernels/sources.json in the ways that the tests need.
+
+A build is kept in the cache folder (QEXPORT_CACHE, else ~/.cache/qexport) under a name made of its sources, flags and
+compiler, so it is made once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "serving" / "kernels"
+SUPPORT = Path(__file__).resolve().parent
+EMULATED = SUPPORT / "emulated"
+DRIVER = SUPPORT / "kernel_driver.cpp"
+
+VERSION = '-DQEXPORT_VERSION="0.1.0"'
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler."""
+
+    command: tuple[str, ...]
+    """Its name and the options that always stand."""
+    arch: str
+    """What it compiles for: a key of sources.json."""
+    identity: str
+    """Its version, for the cache."""
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test, or fail it where QEXPORT_REQUIRE_ALL=1 asks for everything."""
+    if os.environ.get("QEXPORT_REQUIRE_ALL") == "1":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def host_arch() -> str:
+    """Name of this machine's architecture in sources.json."""
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
+
+
+@functools.cache
+def compiler_at(command: tuple[str, ...], arch: str) -> Compiler | None:
+    """The compiler of that command; None where it does not run."""
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return Compiler(command, arch, done.stdout) if done.returncode == 0 else None
+
+
+def host_compiler() -> Compiler:
+    """CXX, else the first of g++, c++, clang++."""
+    for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++"):
+        found = compiler_at((name,), host_arch()) if name and shutil.which(name) else None
+        if found:
+            return found
+    missing("no C++ compiler; install g++ or set CXX")
+
+
+def clang() -> Compiler:
+    """clang++ of the system, for sanitizers."""
+    found = compiler_at(("clang++",), host_arch()) if shutil.which("clang++") else None
+    return found or missing("no clang++; install clang")
+
+
+def arm64_compilers() -> dict[str, Compiler]:
+    """Compilers for arm64 Linux by name: zig, which the wheels of other systems are made with, and GCC."""
+    found: dict[str, Compiler | None] = {}
+    if importlib.util.find_spec("ziglang"):
+        zig = (sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-nostdlib++")
+        found["zig"] = compiler_at(zig, "aarch64")
+    if shutil.which("aarch64-linux-gnu-g++"):
+        found["gcc"] = compiler_at(("aarch64-linux-gnu-g++",), "aarch64")
+    return {name: compiler for name, compiler in found.items() if compiler}
+
+
+def sources(arch: str) -> dict[str, list[str]]:
+    """Source file and its own flags, in the order of sources.json."""
+    listed = json.loads((KERNELS / "sources.json").read_text(encoding="utf-8"))
+    return {**listed["common"], **listed.get(arch, {})}
+
+
+def common_flags() -> list[str]:
+    """Flags of every source file."""
+    flags: list[str] = json.loads((KERNELS / "sources.json").read_text(encoding="utf-8"))["flags"]
+    return flags
+
+
+Flags = Callable[[str, list[str]], "list[str] | None"]
+"""From a source's name and flags to the flags to use; None leaves the source out."""
+
+
+def build(
+    compiler: Compiler,
+    *,
+    flags: Flags = lambda _name, own: own,
+    extra: tuple[str, ...] = (),
+    more: tuple[tuple[Path, tuple[str, ...]], ...] = (),
+    link: tuple[str, ...] = ("-shared", "-nostdlib", f"-Wl,--version-script={KERNELS / 'exports.map'}"),
+    name: str = "libqexport_kernels.so",
+) -> Path:
+    """Compile and link what sources.json lists, and some more files.
+
+    Args:
+        compiler: which compiler.
+        flags: changes a source's own flags.
+        extra: flags of all sources, the last to be given.
+        more: further source files, each with its flags; the common ones hold for them only as far as they say.
+        link: flags of the link.
+        name: of the file that is made.
+    Raises:
+        AssertionError: it does not compile, or with a warning.
+    """
+    jobs: list[tuple[Path, list[str]]] = []
+    for source, own in sources(compiler.arch).items():
+        chosen = flags(source, list(own))
+        if chosen is not None:
+            jobs.append((KERNELS / source, [*common_flags(), "-fPIC", "-Werror", VERSION, *chosen, *extra]))
+    jobs += [(source, ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", *own, *extra]) for source, own in more]
+    digest = hashlib.sha256(repr((compiler, jobs, link, name)).encode())
+    for file in sorted({*_files(KERNELS), *_files(SUPPORT)}):
+        if file.suffix in {".cpp", ".h", ".inl", ".json", ".map"}:
+            digest.update(file.name.encode() + file.read_bytes())
+    cache = Path(os.environ.get("QEXPORT_CACHE") or Path.home() / ".cache" / "qexport") / "kernel-tests"
+    made = cache / digest.hexdigest()[:20] / name
+    if made.exists():
+        return made
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+        work = Path(temporary)
+
+        def compiled(numbered: tuple[int, tuple[Path, list[str]]]) -> Path:
+            number, (source, options) = numbered
+            to = work / f"{number}.o"
+            run([*compiler.command, *options, "-c", str(source), "-o", str(to)])
+            return to
+
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(compiled, enumerate(jobs)))
+        folder = work / "made"
+        folder.mkdir()
+        run([*compiler.command, *(str(item) for item in objects), *extra, *link, "-o", str(folder / name)])
+        if not made.exists():
+            made.parent.mkdir(exist_ok=True)
+            os.replace(folder / name, made)
+    return made
+
+
+def run(command: list[str]) -> None:
+    """Run a compiler."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-4000:]}"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.is_file())
+
+
+def host_library() -> Path:
+    """The library of this machine as it ships; QEXPORT_KERNELS names another one to test."""
+    named = os.environ.get("QEXPORT_KERNELS")
+    return Path(named) if named else build(host_compiler())
+
+
+def emulated_library() -> Path:
+    """Every x86 instruction set in one library that needs AVX2 only, see emulated/immintrin.h."""
+    compiler = host_compiler()
+    if compiler.arch != "x86_64":
+        missing("the x86 instruction sets are emulated on x86-64 only")
+
+    def plain(source: str, own: list[str]) -> list[str]:
+        beyond = [flag for flag in own if flag.startswith(("-mavx512", "-mavxvnni", "-mamx"))]
+        if beyond:
+            own = [flag for flag in own if flag not in (*beyond, "-mavx2")]
+            own += ["-mavx2", "-I", str(EMULATED)]
+        return [*own, "-DQEXPORT_EMULATED"]
+
+    return build(compiler, flags=plain, extra=("-O1",))
+
+
+def vector_functions() -> Path:
+    """exp and erf of the kernels on arrays, see vector_functions.cpp."""
+    compiler = host_compiler()
+    wide = ("-mavx2", "-mfma") if compiler.arch == "x86_64" else ()
+    own = (*common_flags(), "-Wno-unused-function", "-I", str(KERNELS / "isa"), *wide)
+    return build(
+        compiler,
+        flags=lambda _name, _own: None,
+        more=((SUPPORT / "vector_functions.cpp", own),),
+        link=("-shared", "-nostdlib"),
+        name="vector_functions.so",
+    )
+
+
+def driver(
+    compiler: Compiler, *, extra: tuple[str, ...] = (), link: tuple[str, ...] = (), ieee: bool = True
+) -> Path:
+    """A program that runs every operator through the hooks on all instruction sets, see kernel_driver.cpp."""
+
+    def with_library(source: str, own: list[str]) -> list[str] | None:
+        return None if source == "memory.cpp" else own  # the program has a C library
+
+    alone = ("-ffp-contract=off", "-fno-exceptions", "-fno-rtti") if ieee else ()
+    return build(
+        compiler, flags=with_library, extra=extra, more=((DRIVER, alone),), link=link, name="kernel-driver"
+    )

@@ -1,0 +1,44 @@
+// exp and erf of serving/kernels/isa/math.inl on arrays, as plain C++ and with fused multiply-add: for accuracy tests.
+
+#include <stddef.h>
+#include <stdint.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace plain {
+constexpr int LANES = 4;
+#include "vector.inl"
+#include "simd_plain.inl"
+#include "math.inl"
+}  // namespace plain
+
+namespace fused {
+#if defined(__AVX2__)
+constexpr int LANES = 8;
+#include "vector.inl"
+#include "simd_256.inl"
+#elif defined(__aarch64__)
+constexpr int LANES = 4;
+#include "vector.inl"
+#include "simd_neon.inl"
+#else
+using namespace plain;
+#endif
+#if defined(__AVX2__) || defined(__aarch64__)
+#include "math.inl"
+#endif
+}  // namespace fused
+
+#define FUNCTION(space, name, of)                                                             \
+  extern "C" __attribute__((visibility("default"))) void space##_##name(const float* x, float* y, int64_t count) { \
+    for (int64_t i = 0; i < count; i += space::LANES)                                        \
+      space::store(y + i, space::of(space::load(x + i, count - i)), count - i);               \
+  }
+
+FUNCTION(plain, exp, exponential)
+FUNCTION(plain, erf, error_function)
+FUNCTION(fused, exp, exponential)
+FUNCTION(fused, erf, error_function)
