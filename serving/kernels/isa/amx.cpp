@@ -81,15 +81,19 @@ static void accumulate(
     shaped_first = first;
     shaped_second = second;
     const uint8_t* from = a + row * lda;
-    int32_t* to = sums + row * sums_stride;
-    if (second > 0 && panels == 2)
-      tile_products<true, true>(from, lda, w, panel_stride, steps, to, sums_stride);
-    else if (second > 0)
-      tile_products<true, false>(from, lda, w, panel_stride, steps, to, sums_stride);
-    else if (panels == 2)
-      tile_products<false, true>(from, lda, w, panel_stride, steps, to, sums_stride);
-    else
-      tile_products<false, false>(from, lda, w, panel_stride, steps, to, sums_stride);
+    for (int64_t panel = 0; panel < panels; panel += 2) {
+      const int8_t* codes = w + panel * panel_stride;
+      int32_t* to = sums + row * sums_stride + panel * PANEL;
+      const bool two = panel + 1 < panels;
+      if (second > 0 && two)
+        tile_products<true, true>(from, lda, codes, panel_stride, steps, to, sums_stride);
+      else if (second > 0)
+        tile_products<true, false>(from, lda, codes, panel_stride, steps, to, sums_stride);
+      else if (two)
+        tile_products<false, true>(from, lda, codes, panel_stride, steps, to, sums_stride);
+      else
+        tile_products<false, false>(from, lda, codes, panel_stride, steps, to, sums_stride);
+    }
   }
   _tile_release();
 }

@@ -168,6 +168,36 @@ static void powers(
   }
 }
 
+// Y = P V in float32 for queries first .. first + count - 1, R of them at a time.
+template <int R>
+static void float_values(
+    const Attention& call, const Room& room, int64_t row, int64_t column, int64_t first, int64_t count) {
+  const int64_t stride = call.heads * call.width;
+  const int64_t columns = room.token_panels * PANEL;
+  const float* v = call.v + row * stride + column;
+  int64_t r = 0;
+  for (; r + R <= count; r += R) {
+    const float* p = room.scores + r * columns;
+    float* y = call.y + (row + first + r) * stride + column;
+    sweep(call.width, [&](int64_t d, int64_t channels) __attribute__((always_inline)) {
+      F32 sums[R] = {};
+      for (int64_t t = 0; t < call.tokens; ++t) {
+        const F32 value = load(v + t * stride + d, channels);
+        for (int i = 0; i < R; ++i) sums[i] = multiply_add(all(p[i * columns + t]), value, sums[i]);
+      }
+      for (int i = 0; i < R; ++i) store(y + i * stride + d, sums[i] * room.p_scale[r + i], channels);
+    });
+  }
+  if constexpr (R > 1) {
+    for (; r < count; ++r) {
+      Room one = room;
+      one.scores = room.scores + r * columns;
+      one.p_scale = room.p_scale + r;
+      float_values<1>(call, one, row, column, first + r, 1);
+    }
+  }
+}
+
 struct AttentionTasks {
   Attention* call;
   bool only_largest;  // first pass of PER_TENSOR: find the largest probability
@@ -203,17 +233,7 @@ static void attention_task(void* user, size_t index) {
       continue;
     }
     if (!integers) {
-      for (int64_t r = 0; r < count; ++r) {
-        float* y = call.y + (row + first + r) * stride + column;
-        float* p = room.scores + r * columns;
-        for (int64_t t = 0; t < columns; t += LANES) store(p + t, load(p + t) * room.p_scale[r]);
-        for (int64_t d = 0; d < call.width; d += LANES) {
-          F32 sum = {};
-          for (int64_t t = 0; t < call.tokens; ++t)
-            sum = sum + all(p[t]) * load(call.v + (row + t) * stride + column + d, call.width - d);
-          store(y + d, sum, call.width - d);
-        }
-      }
+      float_values<4>(call, room, row, column, first, count);
       continue;
     }
     for (int64_t r = 0; r < count; ++r) {

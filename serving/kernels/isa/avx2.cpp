@@ -42,7 +42,7 @@ struct Common {
 };
 
 struct Narrow : Common {
-  static constexpr int ROWS = 6;
+  static constexpr int ROWS = 6, PANELS = 1;
   static constexpr bool INT16 = true, PAIRS = true;
   typedef __m256i Spread;
   typedef __m256i Part;
@@ -62,7 +62,7 @@ struct Narrow : Common {
 };
 
 struct Wide : Common {
-  static constexpr int ROWS = 4;
+  static constexpr int ROWS = 2, PANELS = 2;
   static constexpr bool INT16 = false, PAIRS = false;
   struct Spread {
     __m256i sign, size;
@@ -86,7 +86,7 @@ struct Wide : Common {
 
 // A below 128 by 8-bit codes: 2 * 127 * 127 fits 16 bits as it is.
 struct Small : Common {
-  static constexpr int ROWS = 6;
+  static constexpr int ROWS = 6, PANELS = 1;
   static constexpr bool INT16 = false, PAIRS = false;
   typedef __m256i Spread;
   typedef __m256i Part;

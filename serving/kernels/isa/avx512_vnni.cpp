@@ -21,7 +21,7 @@ constexpr int LENGTH = 64;
 #include "unpack.inl"
 
 struct Dot {
-  static constexpr int ROWS = 8, VECTORS = 1, LENGTH = 64;
+  static constexpr int ROWS = 8, PANELS = 3, VECTORS = 1, LENGTH = 64;
   static constexpr bool INT16 = false, PAIRS = false;
   typedef __m512i Codes;
   typedef __m512i Spread;

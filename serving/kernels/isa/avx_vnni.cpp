@@ -21,7 +21,7 @@ constexpr int LENGTH = 32;
 #include "unpack.inl"
 
 struct Dot {
-  static constexpr int ROWS = 6, VECTORS = 2, LENGTH = 32;
+  static constexpr int ROWS = 6, PANELS = 1, VECTORS = 2, LENGTH = 32;
   static constexpr bool INT16 = false, PAIRS = false;
   typedef __m256i Codes;
   typedef __m256i Spread;

@@ -21,7 +21,7 @@ constexpr int LENGTH = 16;
 #include "unpack.inl"
 
 struct Dot {
-  static constexpr int ROWS = 6, VECTORS = 4, LENGTH = 16;
+  static constexpr int ROWS = 6, PANELS = 1, VECTORS = 4, LENGTH = 16;
   static constexpr bool INT16 = false, PAIRS = false;
   typedef int8x16_t Codes;
   typedef int8x16_t Spread;

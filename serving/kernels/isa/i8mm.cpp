@@ -55,14 +55,14 @@ static void tile(
 
 // Same contract as in product.inl.
 static void accumulate(
-    const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t, int64_t, int64_t steps, int, int32_t* sums,
-    int64_t sums_stride) {
+    const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t panel_stride, int64_t panels, int64_t steps, int,
+    int32_t* sums, int64_t sums_stride) {
   for (int64_t row = 0; row < rows; row += 8) {
     const int64_t count = smaller(8, rows - row);
-    for (int half = 0; half < 2; ++half) {
+    for (int64_t half = 0; half < 2 * panels; ++half) {
       const uint8_t* from = a + row * lda;
       int32_t* to = sums + row * sums_stride + 8 * half;
-      const int8_t* codes = w + 32 * half;
+      const int8_t* codes = w + half / 2 * panel_stride + 32 * (half % 2);
       if (count > 6)
         tile<4>(from, lda, count, codes, steps, to, sums_stride);
       else if (count > 4)

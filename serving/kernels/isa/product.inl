@@ -1,13 +1,13 @@
 // Integer products: A uint8 (or a part of it) by panels of int8 codes, sums in int32.
 //
 // To be included inside the namespace of an instruction set, after
-//   GROUP              panels that a tile takes at once
+//   GROUP              panels that are unpacked at once
 //   STEPS              steps come in multiples of it
 //   unpack_steps(storage, packed, steps, codes)   packed panel -> int8 [steps][16][4]
 //   NARROW_BIAS, WIDE_BIAS, SMALL_BIAS   what is taken from A before the products, 0 or 128
 //   ALWAYS_UNPACK      whether 8-bit codes, too, go through unpack_steps
 //   Narrow, Wide, Small   how four values of A meet a vector of codes: up to 7 bits, 8 bits, 8 bits and A < 128:
-//     ROWS               rows of A that a tile takes at once
+//     ROWS, PANELS       rows of A and panels that a tile takes at once
 //     INT16, PAIRS       whether parts are 16-bit lanes, and whether such a lane adds two products in one step
 //     VECTORS            vectors in a step of one panel
 //     LENGTH             codes in a vector
@@ -87,27 +87,37 @@ static void accumulate_panels(
 }
 
 template <class Dot, int G>
-static void accumulate_groups(
+static void remaining_panels(
     const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t panel_stride, int64_t panels, int64_t steps,
     int64_t flush, int32_t* sums, int64_t sums_stride) {
   if constexpr (G > 0) {
     if (panels == G)
       return accumulate_panels<Dot, G>(a, lda, rows, w, panel_stride, steps, flush, sums, sums_stride);
-    accumulate_groups<Dot, G - 1>(a, lda, rows, w, panel_stride, panels, steps, flush, sums, sums_stride);
+    remaining_panels<Dot, G - 1>(a, lda, rows, w, panel_stride, panels, steps, flush, sums, sums_stride);
   }
 }
 
-// sums[rows][panels * 16] += (A - bias)[rows, 4 * steps] times the panels, 1 <= panels <= GROUP.
+template <class Dot>
+static void accumulate_groups(
+    const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t panel_stride, int64_t panels, int64_t steps,
+    int64_t flush, int32_t* sums, int64_t sums_stride) {
+  constexpr int G = Dot::PANELS;
+  for (; panels >= G; panels -= G, w += G * panel_stride, sums += G * PANEL)
+    accumulate_panels<Dot, G>(a, lda, rows, w, panel_stride, steps, flush, sums, sums_stride);
+  remaining_panels<Dot, G - 1>(a, lda, rows, w, panel_stride, panels, steps, flush, sums, sums_stride);
+}
+
+// sums[rows][panels * 16] += (A - bias)[rows, 4 * steps] times the panels.
 static void accumulate(
     const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t panel_stride, int64_t panels, int64_t steps,
     int bits, int32_t* sums, int64_t sums_stride) {
   if (bits == PROBABILITIES)
-    accumulate_groups<Small, GROUP>(
+    accumulate_groups<Small>(
         a, lda, rows, w, panel_stride, panels, steps, flush_of<Small>(8), sums, sums_stride);
   else if (bits == 8)
-    accumulate_groups<Wide, GROUP>(a, lda, rows, w, panel_stride, panels, steps, flush_of<Wide>(bits), sums, sums_stride);
+    accumulate_groups<Wide>(a, lda, rows, w, panel_stride, panels, steps, flush_of<Wide>(bits), sums, sums_stride);
   else
-    accumulate_groups<Narrow, GROUP>(
+    accumulate_groups<Narrow>(
         a, lda, rows, w, panel_stride, panels, steps, flush_of<Narrow>(bits), sums, sums_stride);
 }
 
@@ -154,9 +164,11 @@ static void matmul_task(void* user, size_t index) {
   const int64_t first = task / tasks.groups * ROW_BLOCK;
   const int64_t rows = smaller(ROW_BLOCK, call.m - first);
   for (int64_t i = 0; i < rows * panels * PANEL; ++i) sums[i] = 0;
-  for (int64_t p = 0; p < panels; p += GROUP)
+  const bool as_they_lie = weight.storage == EIGHT_BITS && !ALWAYS_UNPACK;
+  const int64_t group = as_they_lie ? TASK_PANELS : GROUP;
+  for (int64_t p = 0; p < panels; p += group)
     multiply(
-        call.a + first * call.lda, call.lda, rows, weight, panel + p, smaller(GROUP, panels - p), codes,
+        call.a + first * call.lda, call.lda, rows, weight, panel + p, smaller(group, panels - p), codes,
         sums + p * PANEL, panels * PANEL);
 
   const int64_t column = panel * PANEL;

@@ -30,7 +30,7 @@ static void unpack_steps(Storage storage, const uint8_t* packed, int64_t steps, 
 }
 
 struct Plain {
-  static constexpr int ROWS = 4, VECTORS = 1, LENGTH = 64;
+  static constexpr int ROWS = 4, PANELS = 1, VECTORS = 1, LENGTH = 64;
   static constexpr bool INT16 = false, PAIRS = false;
   typedef const int8_t* Codes;
   typedef const uint8_t* Spread;
