@@ -132,9 +132,7 @@ class Line:
     """One engine in a plot by length."""
 
     label: str
-    """Name at its right end."""
-    unit: str
-    """Behind the last value, there."""
+    """Name and last value, at its right end."""
     colour: str
     """Marker colour; see `colour`."""
     x: Sequence[int]
@@ -164,7 +162,7 @@ def lines_plot(name: str, lines: Sequence[Line], *, y_label: str, level: float |
         for line in lines:
             axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.15, linewidth=0)
             axes.plot(line.x, line.y, color=line.colour, marker="o", markersize=5)
-            ends.append((line.y[-1], f"{line.label} {_nice(line.y[-1])} {line.unit}", line.colour))
+            ends.append((line.y[-1], line.label, line.colour))
         if level is not None:
             axes.axhline(level, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.set_xscale("log", base=2)
@@ -191,7 +189,8 @@ def latency_plot(report: Report, threads: int) -> str:
             cells_of.setdefault(cell.engine, []).append(cell)
     lines = [
         Line(
-            label=_label(report, name), unit="ms", colour=colour(name, report.main_engine),
+            label=f"{_label(report, name)} {_nice(cells[-1].p50_ms)} ms",
+            colour=colour(name, report.main_engine),
             x=[cell.length for cell in cells], y=[cell.p50_ms for cell in cells],
             low=[cell.p50_ms for cell in cells], high=[cell.p90_ms for cell in cells],
         )

@@ -338,7 +338,7 @@ class _Bench:
             self.notes.append(f"shares of the roofline are missing: {problem}")
             return
         for spec in self.specs:
-            if spec.runtime == "onnxruntime":
+            if spec.file in ("model", "int8"):  # the peak is that of 8-bit products
                 self.progress(self.done, self.total, "measuring what this core can do")
                 found = Roofline(**processes[spec.name].roofline(spec.isa))
                 self.found.rooflines[spec.name] = found
@@ -384,9 +384,8 @@ class _Bench:
             roofline = self.found.rooflines.get(spec.name)
             peak = copy = None
             if roofline is not None:
+                peak = macs / seconds / (roofline.macs_per_s * threads)
                 copy = n_bytes / seconds / roofline.copy_bytes_per_s
-                if stored != FLOAT_BITS:  # the peak is that of 8-bit products
-                    peak = macs / seconds / (roofline.macs_per_s * threads)
             self.found.matmuls.append(
                 MatmulCell(
                     engine=spec.name, shape=str(shape), bits=stored, threads=threads, rounds=len(taken),

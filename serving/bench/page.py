@@ -6,7 +6,7 @@ import json
 
 from qexport.serving.bench import plots
 from qexport.serving.bench.report import BenchReport
-from qexport.serving.bench.terminal import mebibytes, milliseconds, percent, ratio_of, times
+from qexport.serving.bench.terminal import mebibytes, milliseconds, percent, ratio_of
 from qexport.serving.page import Card, Plot, page_template
 from qexport.serving.terminal import megabytes
 
@@ -34,9 +34,7 @@ def _cards(report: BenchReport) -> list[Card]:
             other = report.engine(ratio.against)
             tone = "good" if ratio.low > 1 else "bad" if ratio.high < 1 else ""
             interval = f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
-            cards.append(
-                Card(f"{other.label} takes, there", f"{ratio.median:.2f}", "x our time", interval, tone)
-            )
+            cards.append(Card(f"{other.label}, there", f"{ratio.median:.2f}", "x ours", interval, tone))
     opening = next((one for one in report.openings if one.engine == ours.name), None)
     if opening is not None and opening.session_bytes is not None:
         detail = f"over an empty process; peak {mebibytes(opening.peak_bytes)} MiB in all"
@@ -76,7 +74,6 @@ def render_page(report: BenchReport) -> str:
         milliseconds=milliseconds,
         mebibytes=mebibytes,
         percent=percent,
-        times=times,
         ratio_of=ratio_of,
         config=json.dumps(report.config, indent=2, ensure_ascii=False),
     )

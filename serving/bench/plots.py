@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qexport.serving.bench.report import BenchReport
+from qexport.serving.bench.terminal import milliseconds
 from qexport.serving.plots import Line, colour, lines_plot
 
 __all__ = ["ratio_plot", "times_plot"]
@@ -20,7 +21,8 @@ def times_plot(report: BenchReport, threads: int, batch_size: int) -> str:
             cells.sort(key=lambda cell: cell.length)
             lines.append(
                 Line(
-                    label=engine.label, unit="ms", colour=colour(engine.name, report.main_engine),
+                    label=f"{engine.label} {milliseconds(cells[-1].p50_ms)} ms",
+                    colour=colour(engine.name, report.main_engine),
                     x=[cell.length for cell in cells], y=[cell.p50_ms for cell in cells],
                     low=[cell.p10_ms for cell in cells], high=[cell.p90_ms for cell in cells],
                 )
@@ -41,7 +43,8 @@ def ratio_plot(report: BenchReport, threads: int, batch_size: int) -> str:
         if ratios:
             lines.append(
                 Line(
-                    label=engine.label, unit="x", colour=colour(engine.name, report.main_engine),
+                    label=f"{engine.label} {ratios[-1][1].median:.2f}x",
+                    colour=colour(engine.name, report.main_engine),
                     x=[length for length, _ in ratios], y=[one.median for _, one in ratios],
                     low=[one.low for _, one in ratios], high=[one.high for _, one in ratios],
                 )

@@ -12,7 +12,7 @@ from qexport.serving.bench.report import BenchReport, Cell, MatmulCell
 from qexport.serving.latency import Ratio
 from qexport.serving.terminal import megabytes
 
-__all__ = ["milliseconds", "percent", "print_report", "times"]
+__all__ = ["mebibytes", "milliseconds", "percent", "print_report", "ratio_of", "times"]
 
 _PROFILE_ROWS = 14
 
@@ -27,9 +27,16 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"
 
 
+def spread(cell: Cell | None) -> str:
+    """Median and half the distance of the quartiles: "3.31 ±0.05"."""
+    if cell is None:
+        return "-"
+    return f"{milliseconds(cell.p50_ms)} ±{milliseconds((cell.p75_ms - cell.p25_ms) / 2)}"
+
+
 def times(ratio: Ratio | None) -> str:
-    """A ratio and its interval: "2.31x [2.28, 2.35]"."""
-    return "-" if ratio is None else f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+    """A ratio and half the width of its interval, "2.31x ±0.04"; both ends are in the JSON."""
+    return "-" if ratio is None else f"{ratio.median:.2f}x ±{(ratio.high - ratio.low) / 2:.2f}"
 
 
 def ratio_of(cell: Cell | MatmulCell | None, against: str) -> Ratio | None:
@@ -46,23 +53,20 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
 
 
 def _times_table(report: BenchReport, threads: int, batch_size: int) -> Table:
-    """Medians with quartiles, a row an engine; under each other engine its ratio to the main one."""
+    """A row an engine, and under them the ratio of each other one to the main one."""
     cells = [cell for cell in report.cells if (cell.threads, cell.batch_size) == (threads, batch_size)]
     lengths = list(dict.fromkeys(cell.length for cell in cells))
-    title = f"Median ms [quartiles], batch {batch_size}, {threads} thread{'s' * (threads > 1)}"
+    title = (
+        f"Median ms ± half the quartile distance, batch {batch_size}, {threads} thread{'s' * (threads > 1)}"
+    )
     table = _table(title, "tokens", [str(length) for length in lengths])
     for engine in report.engines:
         row = [
             report.cell(engine.name, length=length, batch_size=batch_size, threads=threads)
             for length in lengths
         ]
-        shown = [
-            "-" if cell is None
-            else f"{milliseconds(cell.p50_ms)} [{milliseconds(cell.p25_ms)}, {milliseconds(cell.p75_ms)}]"
-            for cell in row
-        ]  # fmt: skip
         main = engine.name == report.main_engine
-        table.add_row(escape(engine.label), *map(escape, shown), style="bold" if main else None)
+        table.add_row(escape(engine.label), *map(spread, row), style="bold" if main else None)
     label = report.engine(report.main_engine).label
     for engine in report.engines:
         if engine.name == report.main_engine:
@@ -72,7 +76,7 @@ def _times_table(report: BenchReport, threads: int, batch_size: int) -> Table:
             for length in lengths
         ]
         ratios = [times(ratio_of(cell, engine.name)) for cell in ours]
-        table.add_row(escape(f"{engine.label} / {label}"), *map(escape, ratios), style="cyan")
+        table.add_row(escape(f"{engine.label} / {label}"), *ratios, style="cyan")
     return table
 
 
@@ -130,7 +134,7 @@ def _matmul_table(report: BenchReport) -> Table:
         table.add_row(
             escape(f"{cell.shape} {report.engine(cell.engine).label}"), str(cell.bits), str(cell.threads),
             milliseconds(cell.p50_ms), milliseconds(cell.call_ms), percent(cell.peak_share),
-            percent(cell.copy_share), escape(times(ratio_of(main, cell.engine))),
+            percent(cell.copy_share), times(ratio_of(main, cell.engine)),
         )  # fmt: skip
     return table
 

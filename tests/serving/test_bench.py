@@ -309,7 +309,7 @@ def test_the_terminal_shows_every_engine_and_its_ratio(
     print_report(report)
     text = capsys.readouterr().out
     for part in (
-        "Median ms [quartiles], batch 2",
+        "Median ms ± half the quartile distance, batch 2",
         "ORT FP32 / stock ONNX Runtime",
         "session MiB",
         "note: a note",
