@@ -8,7 +8,8 @@
 // has a token in a row, v^T [width, tokens] a channel.
 
 constexpr float MASKED = -10000.0f;
-constexpr int64_t QUERY_BLOCK = 24;  // queries whose scores are in memory at once
+// Queries whose scores are in memory at once: whole tiles of AMX, and elsewhere a multiple of the rows of every tile.
+constexpr int64_t QUERY_BLOCK = STEPS == 16 ? 32 : 24;
 
 // Room of one task, cut from one piece of memory.
 struct Room {
@@ -61,15 +62,11 @@ QX_INLINE float scale_of_row(const Attention& call, const float* x, float fixed)
   return call.scales == PER_TOKEN ? dynamic_scale(largest(x, call.width), call.clip) : fixed;
 }
 
-// All products of `rows` rows by all panels, GROUP panels at a time, into sums [rows][panels * 16].
+// Products of `rows` rows by all panels, sums [rows][panels * 16].
 static void products(
     const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t panels, int64_t steps, int bits, int32_t* sums) {
   for (int64_t i = 0; i < rows * panels * PANEL; ++i) sums[i] = 0;
-  const int64_t stride = steps * STEP_BYTES;
-  for (int64_t panel = 0; panel < panels; panel += GROUP)
-    accumulate(
-        a, lda, rows, w + panel * stride, stride, smaller(GROUP, panels - panel), steps, bits, sums + panel * PANEL,
-        panels * PANEL);
+  accumulate(a, lda, rows, w, steps * STEP_BYTES, panels, steps, bits, sums, panels * PANEL);
 }
 
 static void load_keys(const Attention& call, const Room& room, int64_t row, int64_t column, const uint8_t* mask) {
