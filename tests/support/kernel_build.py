@@ -1,7 +1,7 @@
 """The kernel library, built from serving/kernels/sources.json in the ways that the tests need.
 
-A build is kept in the cache folder (QEXPORT_CACHE, else ~/.cache/qexport) under a name made of its sources, flags and
-compiler, so it is made once.
+A build is kept in the cache folder (QEXPORT_CACHE, else ~/.cache/qexport) under a name made of its sources,
+flags and compiler, so it is made once.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def build(
         compiler: which compiler.
         flags: changes a source's own flags.
         extra: flags of all sources, the last to be given.
-        more: further source files, each with its flags; the common ones hold for them only as far as they say.
+        more: further source files, each with its flags; those of sources.json do not hold for them.
         link: flags of the link.
         name: of the file that is made.
     Raises:
@@ -135,7 +135,9 @@ def build(
         chosen = flags(source, list(own))
         if chosen is not None:
             jobs.append((KERNELS / source, [*common_flags(), "-fPIC", "-Werror", VERSION, *chosen, *extra]))
-    jobs += [(source, ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", *own, *extra]) for source, own in more]
+    jobs += [
+        (source, ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", *own, *extra]) for source, own in more
+    ]
     digest = hashlib.sha256(repr((compiler, jobs, link, name)).encode())
     for file in sorted({*_files(KERNELS), *_files(SUPPORT)}):
         if file.suffix in {".cpp", ".h", ".inl", ".json", ".map"}:

@@ -1,4 +1,4 @@
-"""The test functions of a kernel library for numpy arrays, without ONNX Runtime; see serving/kernels/hooks.cpp."""
+"""The test functions of a kernel library for numpy arrays, without ONNX Runtime: serving/kernels/hooks.cpp."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Hooks:
         )  # fmt: skip
         assert problem == 0
         self._call(
-            "qexport_matmul", isa, bits, m, n, k, np.ascontiguousarray(a), zero_point, a_scale, int(a_scale.size != 1),
-            w_scale, int(w_scale.size != 1), bias, room, y,
+            "qexport_matmul", isa, bits, m, n, k, np.ascontiguousarray(a), zero_point, a_scale,
+            int(a_scale.size != 1), w_scale, int(w_scale.size != 1), bias, room, y,
         )  # fmt: skip
         return y
 
@@ -69,9 +69,7 @@ class Hooks:
         self._call("qexport_quantize_per_token", isa, x, *x.shape, float(clip), codes, scale)
         return codes, scale
 
-    def gelu(
-        self, isa: str, x: np.ndarray, clip: float = 0.0
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def gelu(self, isa: str, x: np.ndarray, clip: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """gelu(x [rows, width]), its codes and scales."""
         y, codes = np.full(x.shape, np.nan, np.float32), np.zeros(x.shape, np.uint8)
         scale = np.full((len(x), 1), np.nan, np.float32)
@@ -92,8 +90,8 @@ class Hooks:
         y, codes = np.full(x.shape, np.nan, np.float32), np.zeros(x.shape, np.uint8)
         scale = np.full((len(x), 1), np.nan, np.float32)
         self._call(
-            "qexport_add_layer_norm_quantize_per_token", isa, x, residual, gamma, beta, *x.shape, float(epsilon),
-            float(clip), y, codes, scale,
+            "qexport_add_layer_norm_quantize_per_token", isa, x, residual, gamma, beta, *x.shape,
+            float(epsilon), float(clip), y, codes, scale,
         )  # fmt: skip
         return y, codes, scale
 

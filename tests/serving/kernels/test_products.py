@@ -157,8 +157,8 @@ def test_optimised_body_stays_within_its_bound_of_the_kernel(
     """
     rng = np.random.default_rng(bits)
     case = {
-        "leading": (2, 40), "n": 65, "k": 301, "zero": 128, "a_scale": scale, "b_scale": "row", "codes": "any",
-        "a": "any", "special": False, "seed": int(rng.integers(2**32)),
+        "leading": (2, 40), "n": 65, "k": 301, "zero": 128, "a_scale": scale, "b_scale": "row",
+        "codes": "any", "a": "any", "special": False, "seed": int(rng.integers(2**32)),
     }  # fmt: skip
     inputs = inputs_of(bits, case)
     model = one_node(matmul_name(bits), inputs, {"K": 301}, STORED)
@@ -173,8 +173,8 @@ def test_optimised_body_stays_within_its_bound_of_the_kernel(
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_threads_do_not_change_a_product(bits: int, hooks: Hooks, library: Path) -> None:
     case = {
-        "leading": (205,), "n": 100, "k": 130, "zero": 128, "a_scale": "token", "b_scale": "row", "codes": "any",
-        "a": "any", "special": False, "seed": bits,
+        "leading": (205,), "n": 100, "k": 130, "zero": 128, "a_scale": "token", "b_scale": "row",
+        "codes": "any", "a": "any", "special": False, "seed": bits,
     }  # fmt: skip
     inputs = inputs_of(bits, case)
     model = one_node(matmul_name(bits), inputs, {"K": 130}, STORED)
@@ -205,7 +205,11 @@ def test_gather_of_the_longest_rows(bits: int, hooks: Hooks, library: Path) -> N
     rng = np.random.default_rng(bits)
     for k in (1999, 2000, 2001, 4003):
         codes = codes_of(rng, (3, k), bits)
-        inputs = {"indices": np.array([2, 0, -1]), "table": pack(codes, bits), "scale": np.ones(1, np.float32)}
+        inputs = {
+            "indices": np.array([2, 0, -1]),
+            "table": pack(codes, bits),
+            "scale": np.ones(1, np.float32),
+        }
         model = one_node(gather_name(bits), inputs, {"K": k}, ("table", "scale"))
         assert np.array_equal(run(model, inputs, library)["Y"], codes[[2, 0, -1]])
 
