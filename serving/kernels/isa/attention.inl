@@ -78,11 +78,12 @@ static void load_keys(const Attention& call, const Room& room, int64_t row, int6
     const float* k = call.k + (row + (present ? t : 0)) * stride + column;
     const float scale = present ? scale_of_row(call, k, call.k_scale) : 0.0f;
     room.k_scale[t] = scale;
+    const F32 factor = all(1.0f / scale);
     room.drop[t] = !present ? -__builtin_inff() : mask[t] ? 0.0f : MASKED;
     I32 sums = {};
     for (int64_t d = 0; d < room.width; d += LANES) {
       I32 codes = {};
-      if (present && d < call.width) codes = code_of(load(k + d, call.width - d), all(scale));
+      if (present && d < call.width) codes = bounded_code(load(k + d, call.width - d) * factor);
       alignas(LANES) int8_t bytes[LANES];
       put_s8(bytes, codes);
       sums = sums + codes;
@@ -107,6 +108,7 @@ static float load_values(const Attention& call, const Room& room, int64_t row, i
     }
     scale = dynamic_scale(found, call.clip);
   }
+  const F32 factor = all(1.0f / scale);
   for (int64_t d = 0; d < room.width_panels * PANEL; d += LANES) {
     int8_t* panel = room.v + d / PANEL * room.tokens * PANEL + d % PANEL * 4;
     I32 sums = {};
@@ -114,7 +116,7 @@ static float load_values(const Attention& call, const Room& room, int64_t row, i
       I32 codes[4] = {};
       for (int64_t i = 0; i < 4 && t + i < call.tokens && d < call.width; ++i) {
         const float* v = call.v + (row + t + i) * stride + column;
-        codes[i] = code_of(load(v + d, call.width - d), all(scale));
+        codes[i] = bounded_code(load(v + d, call.width - d) * factor);
         sums = sums + codes[i];
       }
       // a channel's four tokens, side by side
@@ -135,10 +137,11 @@ static void powers(
   for (int64_t r = 0; r < count; ++r) {
     const float* q = call.q + (row + first + r) * stride + column;
     const float scale = scale_of_row(call, q, call.q_scale);
+    const F32 factor = all(1.0f / scale);
     room.q_scale[r] = scale * call.scaling;
     uint8_t* codes = room.q + r * room.width;
     for (int64_t d = 0; d < call.width; d += LANES)
-      store_bytes(codes + d, code_of(load(q + d, call.width - d), all(scale)) + ZERO_POINT, call.width - d);
+      store_bytes(codes + d, bounded_code(load(q + d, call.width - d) * factor) + ZERO_POINT, call.width - d);
     for (int64_t d = call.width; d < room.width; ++d) codes[d] = 0;
   }
   products(room.q, room.width, count, room.k, room.token_panels, room.width / 4, 8, room.sums);
@@ -152,7 +155,7 @@ static void powers(
       const F32 scale = all(room.q_scale[r]) * load(room.k_scale + c);
       const F32 score = to_float(sum) * scale + load(room.drop + c);
       store(scores + c, score);
-      top = larger(top, score);
+      top = at_least(score, top);
     }
     const F32 most = all(largest_of(top));
     F32 total = {};

@@ -10,9 +10,8 @@ QX_INLINE void store_bytes(uint8_t* p, I32 x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = bytes[i];
 }
 
-// round_half_even(x / scale) between -127 and 127; 0 for NaN.
-QX_INLINE I32 code_of(F32 x, F32 scale) {
-  F32 steps = x / scale;
+// round_half_even(steps) between -127 and 127; 0 for NaN.
+QX_INLINE I32 bounded_code(F32 steps) {
   steps = steps == steps ? steps : F32{};
   return to_int(nearest(at_least(at_most(steps, all(127.0f)), all(-127.0f))));
 }
@@ -21,9 +20,9 @@ static float largest(const float* x, int64_t count) {
   F32 found[4] = {};
   int64_t i = 0;
   for (; i + 4 * LANES <= count; i += 4 * LANES)
-    for (int j = 0; j < 4; ++j) found[j] = larger(found[j], magnitude(load(x + i + j * LANES)));
-  for (; i < count; i += LANES) found[0] = larger(found[0], magnitude(load(x + i, count - i)));
-  return largest_of(larger(larger(found[0], found[1]), larger(found[2], found[3])));
+    for (int j = 0; j < 4; ++j) found[j] = at_least(magnitude(load(x + i + j * LANES)), found[j]);
+  for (; i < count; i += LANES) found[0] = at_least(magnitude(load(x + i, count - i)), found[0]);
+  return largest_of(at_least(at_least(found[0], found[1]), at_least(found[2], found[3])));
 }
 
 // Codes of a row, and its scale unless that is fixed.
@@ -36,7 +35,7 @@ static void encode_row(const Rows& call, int64_t row, const float* x) {
   uint8_t* codes = call.codes + row * call.width;
   const F32 divisor = all(scale);
   sweep(call.width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    store_bytes(codes + i, code_of(load(x + i, count), divisor) + ZERO_POINT, count);
+    store_bytes(codes + i, bounded_code(load(x + i, count) / divisor) + ZERO_POINT, count);
   });
 }
 

@@ -13,6 +13,25 @@ QX_INLINE void put_s8(int8_t* p, I32 x) {
   const __m128i words = words_of(x);
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
 }
+QX_INLINE float largest_of(F32 x) {
+  const __m256 all_lanes = reinterpret_cast<__m256>(x);
+  __m128 most = _mm_max_ps(_mm256_castps256_ps128(all_lanes), _mm256_extractf128_ps(all_lanes, 1));
+  most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+  return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
+}
+QX_INLINE float sum_of(F32 x) {
+  const __m256 all_lanes = reinterpret_cast<__m256>(x);
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(all_lanes), _mm256_extractf128_ps(all_lanes, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+// The instructions give their second operand where one is NaN.
+QX_INLINE F32 at_most(F32 x, F32 bound) {
+  return reinterpret_cast<F32>(_mm256_min_ps(reinterpret_cast<__m256>(x), reinterpret_cast<__m256>(bound)));
+}
+QX_INLINE F32 at_least(F32 x, F32 bound) {
+  return reinterpret_cast<F32>(_mm256_max_ps(reinterpret_cast<__m256>(x), reinterpret_cast<__m256>(bound)));
+}
 QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
   return reinterpret_cast<F32>(
       _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));

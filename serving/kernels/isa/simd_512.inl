@@ -3,6 +3,27 @@
 QX_INLINE __m128i bytes_of(I32 x) { return _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(x)); }
 QX_INLINE void put_u8(uint8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes_of(x)); }
 QX_INLINE void put_s8(int8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes_of(x)); }
+QX_INLINE __m256 low_half(F32 x) { return _mm512_maskz_extractf32x8_ps(0xff, reinterpret_cast<__m512>(x), 0); }
+QX_INLINE __m256 high_half(F32 x) { return _mm512_maskz_extractf32x8_ps(0xff, reinterpret_cast<__m512>(x), 1); }
+QX_INLINE float largest_of(F32 x) {
+  const __m256 eight = _mm256_max_ps(low_half(x), high_half(x));
+  __m128 most = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+  return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
+}
+QX_INLINE float sum_of(F32 x) {
+  const __m256 eight = _mm256_add_ps(low_half(x), high_half(x));
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+// The instructions give their second operand where one is NaN.
+QX_INLINE F32 at_most(F32 x, F32 bound) {
+  return reinterpret_cast<F32>(_mm512_maskz_min_ps(0xffff, reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(bound)));
+}
+QX_INLINE F32 at_least(F32 x, F32 bound) {
+  return reinterpret_cast<F32>(_mm512_maskz_max_ps(0xffff, reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(bound)));
+}
 QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
   return reinterpret_cast<F32>(
       _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));

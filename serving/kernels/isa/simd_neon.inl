@@ -2,6 +2,13 @@
 
 QX_INLINE void put_u8(uint8_t* p, I32 x) { *reinterpret_cast<U8M*>(p) = __builtin_convertvector(x, U8); }
 QX_INLINE void put_s8(int8_t* p, I32 x) { *reinterpret_cast<S8M*>(p) = __builtin_convertvector(x, S8); }
+QX_INLINE float largest_of(F32 x) {
+  const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
+  return a > b ? a : b;
+}
+QX_INLINE float sum_of(F32 x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+QX_INLINE F32 at_most(F32 x, F32 bound) { return x < bound ? x : bound; }
+QX_INLINE F32 at_least(F32 x, F32 bound) { return x > bound ? x : bound; }
 QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
   return reinterpret_cast<F32>(vfmaq_f32(
       reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));

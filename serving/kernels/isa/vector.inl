@@ -3,6 +3,8 @@
 // To be included inside the namespace of an instruction set, after `constexpr int LANES`. One of simd_*.inl follows it: what these
 // types cannot say well.
 //   put_u8(p, I32), put_s8(p, I32)   LANES whole numbers, in range, to bytes
+//   at_most(x, bound), at_least(x, bound)   the smaller and the larger of the two; `bound` where x is NaN
+//   largest_of(x), sum_of(x)        over the lanes; the sum in halves: lane i + lane i + LANES / 2, and so on
 //   multiply_add(a, b, c)            a * b + c, rounded once where the processor can; never used where results must be exact
 //   and what unpack.inl asks for
 
@@ -44,30 +46,10 @@ QX_INLINE I32 to_int(F32 x) { return __builtin_convertvector(x, I32); }
 QX_INLINE F32 as_float(I32 x) { return reinterpret_cast<F32>(x); }
 QX_INLINE I32 as_int(F32 x) { return reinterpret_cast<I32>(x); }
 QX_INLINE F32 magnitude(F32 x) { return as_float(as_int(x) & 0x7fffffff); }
-// Where a comparison with NaN is false the second operand is taken, so NaN in x gives `bound`.
-QX_INLINE F32 at_most(F32 x, F32 bound) { return x < bound ? x : bound; }
-QX_INLINE F32 at_least(F32 x, F32 bound) { return x > bound ? x : bound; }
-// Keeps `largest` where x is NaN.
-QX_INLINE F32 larger(F32 largest, F32 x) { return x > largest ? x : largest; }
-
 // Nearest whole number, halves to even; |x| < 2**22.
 QX_INLINE F32 nearest(F32 x) {
   const F32 magic = all(12582912.0f);  // 1.5 * 2**23
   return (x + magic) - magic;
-}
-
-QX_INLINE float largest_of(F32 x) {
-  float largest = x[0];
-  for (int i = 1; i < LANES; ++i) largest = x[i] > largest ? x[i] : largest;
-  return largest;
-}
-QX_INLINE float sum_of(F32 x) {
-  // in halves, so that the order does not depend on what the compiler makes of a loop
-  float parts[LANES];
-  for (int i = 0; i < LANES; ++i) parts[i] = x[i];
-  for (int half = LANES / 2; half >= 1; half /= 2)
-    for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
-  return parts[0];
 }
 
 // Tells the compiler that the value is needed.
