@@ -1,4 +1,4 @@
-"""The test functions of a kernel library for numpy arrays, without ONNX Runtime: serving/kernels/hooks.cpp."""
+"""The test functions of a kernel library (serving/kernels/hooks.cpp) for numpy arrays; no ONNX Runtime."""
 
 from __future__ import annotations
 

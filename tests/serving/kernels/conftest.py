@@ -29,6 +29,12 @@ def hooks(opened: Hooks) -> Iterator[Hooks]:
 
 
 @pytest.fixture(scope="session")
-def emulated() -> Hooks:
+def emulated() -> Path:
     """A library with every instruction set of x86, those that this processor lacks in plain C++."""
-    return Hooks(kernel_build.emulated_library())
+    return kernel_build.emulated_library()
+
+
+@pytest.fixture(scope="session", params=["library", "emulated"])
+def each(request: pytest.FixtureRequest) -> Hooks:
+    """Test functions of both libraries, one after the other."""
+    return Hooks(request.getfixturevalue(request.param))

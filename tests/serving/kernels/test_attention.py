@@ -1,4 +1,4 @@
-"""Attention: equal up to the softmax, then within a bound that says which codes may be the neighbouring ones."""
+"""Attention: equal up to the softmax, then within a bound that says which codes may be neighbouring ones."""
 
 from __future__ import annotations
 
@@ -142,14 +142,14 @@ def settings_of(
 )
 def test_attention_is_within_its_bound(
     activation: str, quantize_pv: bool, batch: int, tokens: int, num_heads: int, width: int, mask: str,
-    sharpness: float, clip: float, seed: int, hooks: Hooks,
+    sharpness: float, clip: float, seed: int, each: Hooks,
 ) -> None:  # fmt: skip
     inputs = arrays(seed, batch, tokens, num_heads * width, sharpness)
     kept = masks(mask, batch, tokens, seed)
     chosen = settings_of(activation, quantize_pv, num_heads, width, clip)
     expected, bound = exact(*inputs, kept, **chosen)
-    for isa in hooks.isas:
-        y = hooks.attention(isa, *inputs, kept, **chosen)
+    for isa in each.isas:
+        y = each.attention(isa, *inputs, kept, **chosen)
         assert (np.abs(y - expected) <= bound + 1e-30).all(), (isa, np.abs(y - expected).max())
 
 
@@ -192,22 +192,22 @@ def test_attention_and_its_body_agree(
 
 
 @pytest.mark.parametrize("quantize_pv", [True, False])
-def test_a_sentence_does_not_depend_on_its_batch(quantize_pv: bool, hooks: Hooks) -> None:
+def test_a_sentence_does_not_depend_on_its_batch(quantize_pv: bool, each: Hooks) -> None:
     """Not even where another sentence holds NaN and infinite values."""
     inputs = arrays(7, 3, 21, 40)
     mask = masks("suffix", 3, 21, 0)
     chosen = settings_of("dynamic-token", quantize_pv, 2, 20, 0.0)
     broken = [x.copy() for x in inputs]
     broken[0][0, 3], broken[1][0, 4, 5], broken[2][0, 6] = np.nan, np.inf, -np.inf
-    for isa in hooks.isas:
-        whole = hooks.attention(isa, *inputs, mask, **chosen)
-        alone = hooks.attention(isa, *(np.ascontiguousarray(x[2:]) for x in inputs), mask[2:], **chosen)
+    for isa in each.isas:
+        whole = each.attention(isa, *inputs, mask, **chosen)
+        alone = each.attention(isa, *(np.ascontiguousarray(x[2:]) for x in inputs), mask[2:], **chosen)
         assert np.array_equal(whole[2:], alone)
-        assert np.array_equal(hooks.attention(isa, *broken, mask, **chosen)[1:], whole[1:])
+        assert np.array_equal(each.attention(isa, *broken, mask, **chosen)[1:], whole[1:])
 
 
 @pytest.mark.parametrize("quantize_pv", [True, False])
-def test_padding_moves_no_more_than_the_last_bits(quantize_pv: bool, hooks: Hooks) -> None:
+def test_padding_moves_no_more_than_the_last_bits(quantize_pv: bool, each: Hooks) -> None:
     chosen = settings_of("dynamic-token", quantize_pv, 2, 20, 0.0)
     inputs = arrays(8, 2, 40, 40)
     mask = masks("suffix", 2, 40, 0)
@@ -215,8 +215,8 @@ def test_padding_moves_no_more_than_the_last_bits(quantize_pv: bool, hooks: Hook
         x[:, 20:] *= 5
     short = [np.ascontiguousarray(x[:, :20]) for x in inputs]
     expected, bound = exact(*short, mask[..., :20], **chosen)
-    for isa in hooks.isas:
-        y = hooks.attention(isa, *inputs, mask, **chosen)[:, :20]
+    for isa in each.isas:
+        y = each.attention(isa, *inputs, mask, **chosen)[:, :20]
         assert (np.abs(y - expected) <= bound + (40 / 4) * U * np.abs(expected).max()).all(), isa
 
 

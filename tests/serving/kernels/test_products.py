@@ -109,9 +109,22 @@ def test_product_equals_the_body(bits: int, case: dict[str, Any], hooks: Hooks, 
     check_all_isas(hooks, library, model, inputs)
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+@settings(quick, max_examples=6)
+@given(case=products())
+def test_product_of_every_instruction_set_equals_the_body(
+    bits: int, case: dict[str, Any], emulated: Path
+) -> None:
+    inputs = inputs_of(bits, case)
+    model = one_node(matmul_name(bits), inputs, {"K": case["k"]}, STORED)
+    hooks = Hooks(emulated)
+    assert {"scalar", "avx2", "avx-vnni", "avx512-vnni", "amx"} == set(hooks.isas)
+    check_all_isas(hooks, emulated, model, inputs, threads=2)
+
+
 @pytest.mark.parametrize("k", [1023, 1024, 1025, 1088, 3072, 65535, 65536])
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_longest_sums_are_exact_at_the_extremes(bits: int, k: int, hooks: Hooks) -> None:
+def test_longest_sums_are_exact_at_the_extremes(bits: int, k: int, each: Hooks) -> None:
     """Codes are unpacked 1024 at a time; 65536 is the largest K. Sums go up to 2,122,383,360."""
     rng = np.random.default_rng(k + bits)
     top, one = top_code(bits), np.ones(1, np.float32)
@@ -121,13 +134,13 @@ def test_longest_sums_are_exact_at_the_extremes(bits: int, k: int, hooks: Hooks)
     for zero in (0, 128, 255):
         exact = (a.astype(np.float64) - zero) @ codes.T.astype(np.float64)
         assert abs(exact).max() <= 255.0 * top * k < 2**31
-        for isa in hooks.isas:
-            y = hooks.matmul(isa, bits, a, zero, one, pack(codes, bits), one, np.zeros(4, np.float32))
+        for isa in each.isas:
+            y = each.matmul(isa, bits, a, zero, one, pack(codes, bits), one, np.zeros(4, np.float32))
             assert np.array_equal(y, exact.astype(np.int32).astype(np.float32)), isa
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_no_row_or_column_of_a_tile_is_mistaken(bits: int, hooks: Hooks) -> None:
+def test_no_row_or_column_of_a_tile_is_mistaken(bits: int, each: Hooks) -> None:
     """Every count of rows around the tiles and the row block, and of columns around a panel."""
     rng = np.random.default_rng(bits)
     k = 70
@@ -138,8 +151,8 @@ def test_no_row_or_column_of_a_tile_is_mistaken(bits: int, hooks: Hooks) -> None
         for n in (1, 15, 16, 17, 31, 33, 47, 48, 49, 52):
             inputs = (a[:m], a_scale[:m, None], np.uint8(128), pack(codes[:n], bits), w_scale[:n], bias[:n])
             (expected,) = OPERATORS[matmul_name(bits)].reference(*inputs, K=k)
-            for isa in hooks.isas:
-                y = hooks.matmul(
+            for isa in each.isas:
+                y = each.matmul(
                     isa, bits, a[:m], 128, a_scale[:m], pack(codes[:n], bits), w_scale[:n], bias[:n]
                 )
                 assert np.array_equal(y, expected), (isa, m, n)

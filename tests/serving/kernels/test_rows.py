@@ -1,4 +1,4 @@
-"""Operators on rows: quantisers, equal to the bodies; GELU and LayerNorm with codes, within derived bounds."""
+"""Operators on rows: quantisers, equal to their bodies; GELU and LayerNorm with codes, within bounds."""
 
 from __future__ import annotations
 
@@ -174,12 +174,12 @@ def values(seed: int, shape: tuple[int, ...]) -> Array:
 
 
 @pytest.mark.parametrize("width", [1, 7, 20, 64, 100, 3072, 4096, 4097])
-def test_gelu_is_within_its_bound_and_its_codes_are_exact(width: int, hooks: Hooks) -> None:
+def test_gelu_is_within_its_bound_and_its_codes_are_exact(width: int, each: Hooks) -> None:
     for clip in (0.0, 1.5):
         x = values(width, (19, width))
         x[3] = 0
-        for isa in hooks.isas:
-            y, codes, scale = hooks.gelu(isa, x, clip)
+        for isa in each.isas:
+            y, codes, scale = each.gelu(isa, x, clip)
             assert (np.abs(y - exact_gelu(x)) <= GELU * np.abs(x)).all(), isa
             (q, s) = OPERATORS["QuantizePerToken"].reference(y, clip=clip)
             assert np.array_equal(codes, q) and np.array_equal(scale, s), isa
@@ -260,14 +260,14 @@ def norm_inputs(
 @pytest.mark.parametrize("shift", [0.0, 50.0])
 @pytest.mark.parametrize("width", [1, 2, 7, 20, 33, 64, 312, 768, 1024, 4099])
 def test_layer_norm_is_within_its_bound_and_its_codes_are_exact(
-    width: int, shift: float, hooks: Hooks
+    width: int, shift: float, each: Hooks
 ) -> None:
     for clip, epsilon in ((0.0, 1e-12), (1.5, 1e-5)):
         inputs = norm_inputs(width, (19, width), (19, width), shift)
         y, bound = exact_norm(inputs, epsilon)
-        for isa in hooks.isas:
+        for isa in each.isas:
             arrays = (inputs[name] for name in ("x", "residual", "gamma", "beta"))
-            found, codes, scale = hooks.add_layer_norm(isa, *arrays, epsilon=epsilon, clip=clip)
+            found, codes, scale = each.add_layer_norm(isa, *arrays, epsilon=epsilon, clip=clip)
             assert (np.abs(found - y) <= bound).all(), (isa, (np.abs(found - y) / bound).max())
             (q, s) = OPERATORS["QuantizePerToken"].reference(found, clip=clip)
             assert np.array_equal(codes, q) and np.array_equal(scale, s), isa
