@@ -107,7 +107,8 @@ class _Onnxruntime:
         self._engine = engine
 
     def settings(self) -> dict[str, str]:
-        return {key: str(value) for key, value in asdict(self._engine).items() if value}
+        known = {"isa": self._engine.isa, "version": self._engine.version}
+        return {name: value for name, value in known.items() if value is not None}
 
     def load(self, feeds: Feeds) -> Callable[[], object]:
         known = {name: feeds[name] for name in self._inputs}

@@ -35,7 +35,7 @@ from qexport.serving.bench.processes import EngineProcess, empty_model, pinned
 from qexport.serving.bench.profile import node_macs, read_profile
 from qexport.serving.bench.report import BenchReport, bench_schema
 from qexport.serving.bench.roofline import Roofline
-from qexport.serving.bench.terminal import print_report
+from qexport.serving.bench.terminal import milliseconds, print_report
 from qexport.serving.bench.worker import TensorSpec, WorkerSpec
 
 MakeFolder = Callable[..., Path]
@@ -148,7 +148,7 @@ def test_a_process_takes_turns_and_tells_its_memory(make_folder: MakeFolder) -> 
         assert process.turn() > 0 and process.turn(3) > 0
         assert process.opened.load_ms > 0 and process.opened.call_ms > 0
         state = process.state()
-        assert state.settings == {"name": "stock"}
+        assert state.settings == {}
         if sys.platform == "linux":
             assert state.peak_bytes is not None and state.resident_bytes is not None
             assert state.peak_bytes >= state.resident_bytes >= (process.opened.empty_bytes or 0) > 0
@@ -300,6 +300,24 @@ def test_the_page_shows_plots_tables_and_the_command(report: BenchReport, output
         assert text in page
     assert "http://" not in page and "<script" not in page
     assert page.count("<figure>") == 4  # times and ratios, two batch sizes
+
+
+def test_the_page_of_the_docs_takes_its_tables_from_bench_json(
+    report: BenchReport, output: Path, tmp_path: Path
+) -> None:
+    script, docs = CHECKOUT / "benchmarks" / "performance_page.py", CHECKOUT / "docs" / "performance.md"
+    if not script.is_file():
+        pytest.skip("not in a checkout")
+    page = tmp_path / "performance.md"
+    page.write_bytes(docs.read_bytes())
+    for _ in range(2):  # the second time it replaces what the first one wrote
+        command = [sys.executable, script, f"Tiny=model={output / 'bench.json'}", "--page", page]
+        subprocess.run(command, check=True)
+    text = page.read_text(encoding="utf-8")
+    assert text.count("### Tiny=model") == 1 and text.count("Batch 2, 1 thread") == 1
+    cell = report.cell("fp32", length=16, batch_size=2, threads=1)
+    assert cell is not None and "| ORT FP32 | " in text and f"{milliseconds(cell.p50_ms)} [" in text
+    assert "Not measured yet" not in text and str(output.parent) not in text
 
 
 def test_the_terminal_shows_every_engine_and_its_ratio(
