@@ -59,7 +59,7 @@ class Opening:
     cpus: list[int] | None
     """Processors that the process was kept on; null where it was not pinned."""
     settings: dict[str, str]
-    """What the runtime says: instruction set and version of our kernels; OpenVINO's properties and kernels."""
+    """What the runtime says: instruction set and version of our kernels, OpenVINO's properties."""
     load_ms: float
     """Milliseconds to open the file."""
     first_run_ms: float
