@@ -9,6 +9,7 @@ quantised weight is `codes * scale`. The latent weight stays float32 and receive
 from __future__ import annotations
 
 from qexport.training.quantizers.activation import ActivationQuantizer, activation_codes
+from qexport.training.quantizers.bwn import binary_weight_network, split_ternary
 from qexport.training.quantizers.lat import loss_aware_ternary
 from qexport.training.quantizers.minmax import minmax
 from qexport.training.quantizers.straight_through import straight_through
@@ -17,8 +18,10 @@ from qexport.training.quantizers.twn import ternary_weight_network
 __all__ = [
     "ActivationQuantizer",
     "activation_codes",
+    "binary_weight_network",
     "loss_aware_ternary",
     "minmax",
+    "split_ternary",
     "straight_through",
     "ternary_weight_network",
 ]

@@ -52,6 +52,10 @@ class ActivationQuantizer(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.mode}, bits={self.bits}, clip={self.clip}"
 
+    def stored_scale(self) -> Tensor:
+        """The scale of a static quantiser, float32 scalar; 0 when nothing was seen."""
+        return self.scale
+
     @torch.no_grad()
     def find_scale(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The scale for `x`; in training mode a static quantiser first updates its average.
