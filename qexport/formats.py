@@ -24,7 +24,7 @@ class Bits:
     """Bits of weights, word embedding and activations."""
 
     weight: int
-    """Encoder matrices: 2 is ternary {-1, 0, 1}, 3..8 symmetric uniform, 32 float."""
+    """Encoder matrices: 1 is binary {-1, 1}, 2 ternary {-1, 0, 1}, 3..8 symmetric uniform, 32 float."""
     embedding: int
     """Word embedding table, the same coding as `weight`."""
     activation: int
@@ -50,5 +50,5 @@ def parse_bits(text: str) -> Bits:
 
 
 def max_code(bits: int) -> int:
-    """The largest code of a symmetric signed format: 2**(bits - 1) - 1; 1 for ternary, 127 for 8 bits."""
-    return (1 << (bits - 1)) - 1
+    """The largest code of a symmetric signed format: 2**(bits - 1) - 1; 1 for 1 and 2, 127 for 8 bits."""
+    return max(1, (1 << (bits - 1)) - 1)

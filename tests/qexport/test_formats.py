@@ -25,6 +25,6 @@ def test_wrong_notation_is_refused_with_what_came(text: str) -> None:
         parse_bits(text)
 
 
-@pytest.mark.parametrize(("bits", "code"), [(2, 1), (3, 3), (4, 7), (8, 127)])
+@pytest.mark.parametrize(("bits", "code"), [(1, 1), (2, 1), (3, 3), (4, 7), (8, 127)])
 def test_largest_code(bits: int, code: int) -> None:
     assert max_code(bits) == code

@@ -1,8 +1,8 @@
 """Binary weights, and the exact split of ternary weights into two binary ones.
 
-Source: BinaryBERT (Bai et al. 2021), section 3.2, as in its released code; Rastegari et al. 2016 for the binary
-rule. The coefficient a of the split is that of the code: the printed formula has the two index sets of its
-numerator the wrong way round, and its halves then do not add up (tests/training/test_binary_quantizers.py).
+Source: BinaryBERT (Bai et al. 2021), section 3.2, as in its released code; Rastegari et al. 2016 for the
+binary rule. The coefficient a of the split is that of the code: the printed formula has the two index sets of
+its numerator the wrong way round, and its halves then do not add up.
 """
 
 from __future__ import annotations

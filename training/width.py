@@ -1,0 +1,204 @@
+"""Narrower encoders: attention heads and feed-forward neurons ranked by importance, and cut.
+
+The width of the hidden states stays; a layer keeps the first of its heads and neurons, so an encoder is put
+in order of importance before it is cut. Source: DynaBERT (Hou et al. 2020), sections 2.1 and 2.2, as in its
+released code; the importance is the first-order change of the loss when a head or a neuron is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qexport.errors import UnsupportedModelError
+
+__all__ = ["Importance", "cut_width", "layer_sizes", "reorder", "unit_importance"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The modules of one layer whose shapes change with its width."""
+
+    attention: nn.Module
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    output: nn.Linear
+    """Reads the joined heads."""
+    up: nn.Linear
+    """Writes the neurons."""
+    down: nn.Linear
+    """Reads the neurons."""
+
+    @property
+    def head_size(self) -> int:
+        size = self.attention.attention_head_size
+        assert isinstance(size, int)
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """What each unit of one layer is worth; larger is more."""
+
+    heads: Tensor
+    """float32 [H]."""
+    neurons: Tensor
+    """float32 [F]."""
+
+
+def _layers(model: nn.Module) -> list[_Layer]:
+    """The layers of an encoder whose linears are not quantised yet.
+
+    Raises:
+        UnsupportedModelError: an architecture with other modules.
+    """
+    found = []
+    for path, module in model.named_modules():
+        if not type(module).__name__.endswith("SelfAttention"):
+            continue
+        if hasattr(module, "q_lin"):  # DistilBERT
+            prefix = path.rpartition(".")[0]
+            names = [f"{path}.{name}" for name in ("q_lin", "k_lin", "v_lin", "out_lin")]
+            names += [f"{prefix}.ffn.lin1", f"{prefix}.ffn.lin2"]
+        else:
+            prefix = path.removesuffix(".attention.self")
+            names = [f"{path}.{name}" for name in ("query", "key", "value")]
+            names += [f"{prefix}.{name}.dense" for name in ("attention.output", "intermediate", "output")]
+        try:
+            linears = [model.get_submodule(name) for name in names]
+        except AttributeError as error:
+            raise UnsupportedModelError(
+                f"{path}: heads and neurons of this architecture cannot be cut ({error}); "
+                "use a method that keeps the width"
+            ) from error
+        assert all(isinstance(linear, nn.Linear) for linear in linears)
+        found.append(_Layer(module, *linears))  # type: ignore[arg-type]
+    return found
+
+
+def layer_sizes(model: nn.Module) -> tuple[int, int]:
+    """Heads and feed-forward neurons of a layer."""
+    layer = _layers(model)[0]
+    return layer.query.out_features // layer.head_size, layer.up.out_features
+
+
+def unit_importance(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, regression: bool = False
+) -> list[Importance]:
+    """Importance of heads and neurons, layer by layer, summed over batches.
+
+    A head: |d loss / d mask of the head|, which is the sum of weight times gradient over its columns of the
+    output matrix. A neuron: |sum of w dw + b db over what makes it| + |sum of w dw over what reads it|.
+
+    Args:
+        model: fine-tuned, float32; its gradients are gone afterwards.
+        batches: what the model takes, and labels int64 or float32 [B].
+        regression: the loss is the squared error, else the cross-entropy.
+    """
+    layers = _layers(model)
+    wanted = {
+        parameter for layer in layers for module in (layer.output, layer.up, layer.down)
+        for parameter in module.parameters()
+    }  # fmt: skip
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    training = model.training
+    model.train(False)
+    for parameter in before:
+        parameter.requires_grad_(parameter in wanted)
+    heads, neurons = layer_sizes(model)
+    totals = [Importance(torch.zeros(heads), torch.zeros(neurons)) for _ in layers]
+    try:
+        for batch in batches:
+            features = {name: value for name, value in batch.items() if name != "labels"}
+            logits = model(**features).logits
+            labels = batch["labels"]
+            loss = (
+                functional.mse_loss(logits.squeeze(-1), labels.float())
+                if regression
+                else functional.cross_entropy(logits, labels)
+            )
+            loss.backward()
+            for layer, total in zip(layers, totals, strict=True):
+                columns = _change(layer.output.weight).sum(0)
+                total.heads.add_(columns.view(heads, layer.head_size).sum(-1).abs().cpu())
+                made = _change(layer.up.weight).sum(1)
+                if layer.up.bias is not None:
+                    made = made + _change(layer.up.bias)
+                total.neurons.add_((made.abs() + _change(layer.down.weight).sum(0).abs()).cpu())
+            model.zero_grad(set_to_none=True)
+    finally:
+        for parameter, wants in before.items():
+            parameter.requires_grad_(wants)
+        model.train(training)
+    return totals
+
+
+def _change(parameter: Tensor) -> Tensor:
+    """Weight times gradient: minus the first-order change of the loss when the weight becomes 0."""
+    assert parameter.grad is not None
+    return parameter.detach() * parameter.grad
+
+
+@torch.no_grad()
+def reorder(model: nn.Module, importance: list[Importance]) -> None:
+    """Put heads and neurons in order of decreasing importance, in place; the model computes the same."""
+    for layer, worth in zip(_layers(model), importance, strict=True):
+        heads = worth.heads.argsort(descending=True, stable=True)
+        columns = (heads[:, None] * layer.head_size + torch.arange(layer.head_size)).reshape(-1)
+        for linear in (layer.query, layer.key, layer.value):
+            _take_rows(linear, columns)
+        _take_columns(layer.output, columns)
+        neurons = worth.neurons.argsort(descending=True, stable=True)
+        _take_rows(layer.up, neurons)
+        _take_columns(layer.down, neurons)
+
+
+@torch.no_grad()
+def cut_width(model: nn.Module, *, heads: int, neurons: int) -> None:
+    """Keep the first heads and neurons of every layer, in place; a layer that has no more stays as it is.
+
+    Works on the meta device too, where only shapes change.
+
+    Raises:
+        UnsupportedModelError: more heads or neurons than a layer has.
+    """
+    for layer in _layers(model):
+        have = (layer.query.out_features // layer.head_size, layer.up.out_features)
+        if heads > have[0] or neurons > have[1]:
+            raise UnsupportedModelError(
+                f"config.json asks for {heads} heads and {neurons} neurons in a layer, the architecture has "
+                f"{have[0]} and {have[1]}; the folder's config.json was changed by hand, train it again"
+            )
+        if have == (heads, neurons):
+            continue
+        kept = torch.arange(heads * layer.head_size, device=layer.query.weight.device)
+        for linear in (layer.query, layer.key, layer.value):
+            _take_rows(linear, kept)
+        _take_columns(layer.output, kept)
+        kept = torch.arange(neurons, device=layer.up.weight.device)
+        _take_rows(layer.up, kept)
+        _take_columns(layer.down, kept)
+        for name in ("num_attention_heads", "n_heads"):
+            if hasattr(layer.attention, name):
+                setattr(layer.attention, name, heads)
+        if hasattr(layer.attention, "all_head_size"):
+            layer.attention.all_head_size = heads * layer.head_size
+
+
+def _take_rows(linear: nn.Linear, rows: Tensor) -> None:
+    """Keep these outputs, in this order."""
+    linear.weight = nn.Parameter(linear.weight[rows].contiguous())
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias[rows].contiguous())
+    linear.out_features = len(rows)
+
+
+def _take_columns(linear: nn.Linear, columns: Tensor) -> None:
+    """Keep these inputs, in this order."""
+    linear.weight = nn.Parameter(linear.weight[:, columns].contiguous())
+    linear.in_features = len(columns)
