@@ -1,4 +1,4 @@
-"""Binary weights and the ternary split, against the vectors worked out by hand and their defining properties."""
+"""Binary weights and the ternary split: the vectors worked out by hand, and their defining properties."""
 
 from __future__ import annotations
 
