@@ -50,7 +50,7 @@ def _static_scale(quantizer: ActivationQuantizer, name: str) -> Tensor:
     Raises:
         UnsupportedModelError: training never saw this activation.
     """
-    scale = quantizer.scale.detach().clone().float().reshape(())
+    scale = quantizer.stored_scale().detach().clone().float().reshape(())
     if not bool(torch.isfinite(scale)) or float(scale) <= 0:
         raise UnsupportedModelError(
             f"{name}: the static activation scale must be greater than 0, got {float(scale)}; "
@@ -136,6 +136,7 @@ class TwinAttention(nn.Module):
             "quantize_qk": 1,
             "quantize_p": int(sites.probabilities is not None),
             "quantize_v": int(sites.value is not None),
+            "p_top": query.top if sites.probabilities is None else sites.probabilities.top,
         }
         self.scale_names: list[str] = []
         if query.mode == "static":

@@ -13,8 +13,9 @@ whether an input or an attribute is there, so each way of finding the scales has
 | QuantizedAttention | q, k, p one a token; v one a sentence and head, over the kept tokens |
 | QuantizedAttentionPerTensor | one a tensor, padding included |
 | QuantizedAttentionStatic | inputs q_scale, k_scale, p_scale, v_scale, float32 scalars |
+| QuantizedAttentionStaticBounded | the same; codes of q, k, v in -top..top, of p in 0..p_top |
 
-The same names with the suffix QK quantise q and k only; p and v stay float32.
+The first three names with the suffix QK quantise q and k only; p and v stay float32.
 """
 
 from __future__ import annotations
@@ -47,14 +48,18 @@ MASKED = -10000.0
 ACTIVATIONS = {"dynamic-token": "", "dynamic-tensor": "PerTensor", "static": "Static"}
 
 
-def attention_name(activation: str, *, quantize_pv: bool = True) -> str:
+def attention_name(activation: str, *, quantize_pv: bool = True, bounded: bool = False) -> str:
     """Operator type for an activation mode of `qexport.formats.ACTIVATION_MODES`.
 
     Args:
         activation: how scales are found.
         quantize_pv: whether the probabilities and the values are quantised too.
+        bounded: whether codes have fewer than 8 bits; static only, with quantize_pv.
     """
-    return f"QuantizedAttention{ACTIVATIONS[activation]}{'' if quantize_pv else 'QK'}"
+    return (
+        f"QuantizedAttention{ACTIVATIONS[activation]}{'Bounded' if bounded else ''}"
+        f"{'' if quantize_pv else 'QK'}"
+    )
 
 
 def _heads(body: Body) -> tuple[str, str, str]:
@@ -69,8 +74,20 @@ def _heads(body: Body) -> tuple[str, str, str]:
     return q, k, v
 
 
-def _site(body: Body, x: str, activation: str, scale: str) -> tuple[str, str]:
+def _code(body: Body, attribute: str, dtype: npt.DTypeLike, *, sign: int = 1, offset: int = 0) -> str:
+    """offset + sign * attribute as a scalar of an integer type."""
+    code = body.node("Mul", body.integer(attribute), body.constant([sign], np.int64))
+    shifted = body.node("Add", code, body.constant([offset], np.int64))
+    cast = body.node("Cast", shifted, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    return body.node("Squeeze", cast, body.constant([0], np.int64))
+
+
+def _site(body: Body, x: str, activation: str, scale: str, bounded: bool) -> tuple[str, str]:
     """Codes uint8 [B, H, S, D] with zero point 128, and their scale [B, H, S] or scalar, of q or k."""
+    if bounded:
+        low, high = (_code(body, "top", np.uint8, sign=sign, offset=ZERO_POINT) for sign in (-1, 1))
+        codes = body.node("QuantizeLinear", x, scale, body.constant(ZERO_POINT, np.uint8))
+        return body.node("Clip", codes, low, high), scale
     if activation == "dynamic-token":
         return codes_per_token(body, x)
     if activation == "dynamic-tensor":
@@ -78,8 +95,12 @@ def _site(body: Body, x: str, activation: str, scale: str) -> tuple[str, str]:
     return codes_of_scalar(body, x, scale), scale
 
 
-def _values(body: Body, v: str, activation: str) -> tuple[str, str]:
+def _values(body: Body, v: str, activation: str, bounded: bool) -> tuple[str, str]:
     """Codes int8 [B, H, S, D] and their scale, [B, H, 1] or scalar, of v."""
+    if bounded:
+        low, high = (_code(body, "top", np.int8, sign=sign) for sign in (-1, 1))
+        codes = body.node("QuantizeLinear", v, "v_scale", body.constant(0, np.int8))
+        return body.node("Clip", codes, low, high), "v_scale"
     lowest = body.constant(-127, np.int8)
     if activation == "dynamic-token":
         tokens = body.largest_magnitude(v, [-1], keepdims=False)
@@ -97,8 +118,11 @@ def _values(body: Body, v: str, activation: str) -> tuple[str, str]:
     return body.node("Clip", codes, lowest), scale
 
 
-def _probabilities(body: Body, p: str, activation: str) -> tuple[str, str]:
+def _probabilities(body: Body, p: str, activation: str, bounded: bool) -> tuple[str, str]:
     """Codes uint8 0..127 [B, H, S, S] with zero point 0, and their scale, [B, H, S] or scalar."""
+    if bounded:
+        codes = body.node("QuantizeLinear", p, "p_scale", body.constant(0, np.uint8))
+        return body.node("Clip", codes, body.constant(0, np.uint8), _code(body, "p_top", np.uint8)), "p_scale"
     if activation == "dynamic-token":
         scale = scale_of(body, body.reduce("ReduceMax", p, [-1], keepdims=False), clip=False)
         codes = codes_by_row(body, body.node("Flatten", p, axis=-1), scale, 0, np.uint8)
@@ -110,11 +134,11 @@ def _probabilities(body: Body, p: str, activation: str) -> tuple[str, str]:
     return body.node("Clip", codes, body.constant(0, np.uint8), body.constant(127, np.uint8)), "p_scale"
 
 
-def _build(body: Body, activation: str, quantize_pv: bool) -> None:
+def _build(body: Body, activation: str, quantize_pv: bool, bounded: bool) -> None:
     per_token = activation == "dynamic-token"
     heads = _heads(body)
-    q, q_scale = _site(body, heads[0], activation, "q_scale")
-    k, k_scale = _site(body, heads[1], activation, "k_scale")
+    q, q_scale = _site(body, heads[0], activation, "q_scale", bounded)
+    k, k_scale = _site(body, heads[1], activation, "k_scale", bounded)
     last, second_last = body.constant([-1], np.int64), body.constant([-2], np.int64)
     zero = body.constant(ZERO_POINT, np.uint8)
     acc = body.node("MatMulInteger", q, body.node("Transpose", k, perm=[0, 1, 3, 2]), zero, zero)
@@ -127,8 +151,8 @@ def _build(body: Body, activation: str, quantize_pv: bool) -> None:
     drop = body.node("Where", "mask", body.constant(0, np.float32), body.constant(-MASKED, np.float32))
     p = body.node("Softmax", body.node("Sub", scores, drop), axis=-1)
     if quantize_pv:
-        codes, p_scale = _probabilities(body, p, activation)
-        values, v_scale = _values(body, heads[2], activation)
+        codes, p_scale = _probabilities(body, p, activation, bounded)
+        values, v_scale = _values(body, heads[2], activation, bounded)
         out = body.node("Cast", body.node("MatMulInteger", codes, values), to=onnx.TensorProto.FLOAT)
         scale = body.node("Mul", p_scale, v_scale)
         context = body.node("Mul", out, body.node("Unsqueeze", scale, last) if per_token else scale)
@@ -159,6 +183,8 @@ def _reference(
     num_heads: int,
     scaling: float,
     clip: float = 0.0,
+    top: int = 127,
+    p_top: int = 127,
 ) -> tuple[npt.NDArray[Any], ...]:
     q, k, v = (_split(x, num_heads) for x in (q, k, v))
 
@@ -170,7 +196,8 @@ def _reference(
         return dynamic_scale(np.abs(x).max(axis=-1, keepdims=True), limit)
 
     q_scale, k_scale = scale(q, 0, clip), scale(k, 1, clip)
-    acc = integer_product(symmetric_codes(q, q_scale), symmetric_codes(k, k_scale).swapaxes(-1, -2))
+    keys = symmetric_codes(k, k_scale, top).swapaxes(-1, -2)
+    acc = integer_product(symmetric_codes(q, q_scale, top), keys)
     across = k_scale.swapaxes(-1, -2) if k_scale.ndim else k_scale
     scores = acc.astype(np.float32) * ((q_scale * np.float32(scaling)) * across)
     scores = scores + np.where(mask, np.float32(0), np.float32(MASKED))
@@ -184,11 +211,11 @@ def _reference(
         v_scale = dynamic_scale(kept.max(axis=2, keepdims=True), clip)
     else:
         v_scale = scale(v, 3, clip)
-    out = integer_product(symmetric_codes(p, p_scale), symmetric_codes(v, v_scale))
+    out = integer_product(symmetric_codes(p, p_scale, p_top), symmetric_codes(v, v_scale, top))
     return (_join(out.astype(np.float32) * (p_scale * v_scale)),)
 
 
-def _operator(activation: str, quantize_pv: bool) -> Operator:
+def _operator(activation: str, quantize_pv: bool, bounded: bool = False) -> Operator:
     inputs: tuple[str, ...] = ("q", "k", "v", "mask")
     attributes: tuple[str, ...] = ("num_heads", "scaling", "clip")
     how = {
@@ -200,12 +227,15 @@ def _operator(activation: str, quantize_pv: bool) -> Operator:
         attributes = ("num_heads", "scaling")
         inputs += ("q_scale", "k_scale", "p_scale", "v_scale") if quantize_pv else ("q_scale", "k_scale")
     what = "8-bit QK^T and PV" if quantize_pv else "8-bit QK^T and float PV"
+    if bounded:
+        attributes += ("top", "p_top")
+        how += ", codes of q, k and v in -top..top and of p in 0..p_top"
     return Operator(
-        attention_name(activation, quantize_pv=quantize_pv),
+        attention_name(activation, quantize_pv=quantize_pv, bounded=bounded),
         inputs,
         ("Y",),
         attributes,
-        partial(_build, activation=activation, quantize_pv=quantize_pv),
+        partial(_build, activation=activation, quantize_pv=quantize_pv, bounded=bounded),
         partial(_reference, activation=activation, quantize_pv=quantize_pv),
         f"Attention with {what}, {how}; q, k, v, Y float32 [B, S, num_heads * D], "
         "mask bool [B, 1, 1, S], true to keep.",
@@ -214,6 +244,9 @@ def _operator(activation: str, quantize_pv: bool) -> Operator:
 
 ATTENTIONS = {
     operator.name: operator
-    for operator in (_operator(activation, pv) for activation in ACTIVATIONS for pv in (True, False))
+    for operator in (
+        *(_operator(activation, pv) for activation in ACTIVATIONS for pv in (True, False)),
+        _operator("static", True, bounded=True),
+    )
 }
-"""QuantizedAttention, ...PerTensor, ...Static and their QK forms."""
+"""QuantizedAttention, ...PerTensor, ...Static and their QK forms; QuantizedAttentionStaticBounded."""

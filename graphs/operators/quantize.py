@@ -96,9 +96,11 @@ def dynamic_scale(largest: npt.NDArray[np.float32], clip: float) -> npt.NDArray[
     return np.asarray(np.maximum(np.minimum(largest, limit) / np.float32(127), SMALLEST_SCALE))
 
 
-def symmetric_codes(x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-    """round_half_even(x / scale) bounded to -127..127."""
-    return np.asarray(np.clip(np.rint(x / scale), -127, 127), np.int32)
+def symmetric_codes(
+    x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], top: int = 127
+) -> npt.NDArray[np.int32]:
+    """round_half_even(x / scale) bounded to -top..top."""
+    return np.asarray(np.clip(np.rint(x / scale), -top, top), np.int32)
 
 
 def _reference_per_token(x: npt.NDArray[np.float32], *, clip: float) -> tuple[npt.NDArray[Any], ...]:

@@ -5,8 +5,10 @@
 | dynamic-tensor | ai.qexport QuantizePerTensor                                | float32, computed |
 | static         | Clip to [-127 s, 127 s], QuantizeLinear with zero point 128 | float32, stored   |
 
-Codes are uint8, 1..255, zero point 128. Two products that read the same value make the same nodes; the
-pipeline's common-subexpression pass leaves one.
+Codes are uint8, 1..255, zero point 128. Static activations of b < 8 bits have top = 2**(b - 1) - 1 in place
+of 127: codes 128 - top .. 128 + top, in a byte like the others. The rules that fuse a quantisation into what
+comes before it leave those alone, since their operators bound codes to 1..255. Two products that read the
+same value make the same nodes; the pipeline's common-subexpression pass leaves one.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult
 
+from qexport.formats import max_code
 from qexport.graphs.operators import DOMAIN, ZERO_POINT
 from qexport.graphs.rewrites.initializers import constant, floats, initializer
 
@@ -27,6 +30,7 @@ __all__ = [
     "is_symmetric",
     "quantize_activation",
     "static_quantizer",
+    "width_problem",
     "zero_point",
 ]
 
@@ -38,16 +42,25 @@ def zero_point(graph: ir.Graph) -> ir.Value:
     return initializer(graph, "zero_point", np.array(ZERO_POINT, np.uint8))
 
 
+def width_problem(act: str, bits: int) -> str:
+    """Why activations cannot have `bits` bits, or "" where they can."""
+    if bits == 8 or (act == "static" and 2 <= bits < 8):
+        return ""
+    return f"activations must have 8 bits, or 2 to 8 with stored scales, got {bits} for act '{act}'"
+
+
 def holds_all_codes(limit: float, scale: npt.NDArray[np.float32]) -> bool:
     """Whether values up to `limit` reach code 127, so that a bound on codes makes one on values needless."""
     return bool(np.rint(np.float32(limit) / scale) >= LARGEST_CODE)
 
 
-def clip_static(op: Any, graph: ir.Graph, x: ir.Value, scale: ir.Value, clip: float, name: str) -> ir.Value:
-    """x clipped to the smaller of 127 * scale and `clip` (0: none), so that codes stay within -127..127."""
+def clip_static(
+    op: Any, graph: ir.Graph, x: ir.Value, scale: ir.Value, clip: float, name: str, *, bits: int = 8
+) -> ir.Value:
+    """x clipped to the smaller of top * scale and `clip` (0: none), so that codes stay within -top..top."""
     stored = constant(scale)
     assert stored is not None  # the rules' checks have seen it
-    limit = LARGEST_CODE * np.float32(stored)
+    limit = np.float32(max_code(bits)) * np.float32(stored)
     if clip > 0:
         limit = min(limit, np.float32(clip))
     low = initializer(graph, f"{name}_min", np.array(-limit, np.float32))
@@ -77,7 +90,15 @@ def is_symmetric(
 
 
 def quantize_activation(
-    op: Any, graph: ir.Graph, x: ir.Value, act: str, clip: float, scale: ir.Value | None, name: str
+    op: Any,
+    graph: ir.Graph,
+    x: ir.Value,
+    act: str,
+    clip: float,
+    scale: ir.Value | None,
+    name: str,
+    *,
+    bits: int = 8,
 ) -> tuple[ir.Value, ir.Value]:
     """Codes uint8 of the shape of `x` and their scale.
 
@@ -89,10 +110,11 @@ def quantize_activation(
         clip: clip x to [-clip, clip] first; 0 for none.
         scale: float32 scalar for "static".
         name: prefix of new initializers.
+        bits: width of the codes; below 8 for "static" only.
     """
     if act == "static":
         assert scale is not None
-        bounded = clip_static(op, graph, x, scale, clip, name)
+        bounded = clip_static(op, graph, x, scale, clip, name, bits=bits)
         return op.QuantizeLinear(bounded, scale, zero_point(graph)), scale
     kind = "QuantizePerToken" if act == "dynamic-token" else "QuantizePerTensor"
     codes, found = op.op(kind, x, _domain=DOMAIN, _version=1, _outputs=2, clip=float(clip))

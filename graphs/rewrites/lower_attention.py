@@ -2,7 +2,7 @@
 
     before   y = qexport.QuantAttention(q, k, v, mask[, q_scale, k_scale[, p_scale, v_scale]])
     after    q', k', v' = Reshape(Transpose(q)), ...                                    [B, S, H * D]
-             y' = ai.qexport.QuantizedAttention | ...PerTensor | ...Static, and their QK forms
+             y' = ai.qexport.QuantizedAttention | ...PerTensor | ...Static | ...StaticBounded, and QK forms
              y = Transpose(Reshape(y'))
 
 Shapes   q, k, v, y float32 [B, H, S, D], mask bool [B, 1, 1, S], scales float32 scalars (static only).
@@ -11,7 +11,7 @@ Shapes   q, k, v, y float32 [B, H, S, D], mask bool [B, 1, 1, S], scales float32
 Parity   equal integers given equal probabilities; softmax differs between runtimes by float32 rounding.
          Static codes are bounded to -127..127 by the operator; a Clip is written only for a smaller `clip`.
 Names    operator ...PerTensor, ...Static or neither for dynamic-tensor, static, dynamic-token; ...QK when p
-         and v are float.
+         and v are float; ...StaticBounded for static codes below 8 bits.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleSet
 
-from qexport.formats import ACTIVATION_MODES
+from qexport.formats import ACTIVATION_MODES, max_code
 from qexport.graphs.operators import DOMAIN, attention_name
 from qexport.graphs.rewrites import EXPORT_DOMAIN
-from qexport.graphs.rewrites.activation import clip_static, holds_all_codes
+from qexport.graphs.rewrites.activation import clip_static, holds_all_codes, width_problem
 from qexport.graphs.rewrites.initializers import floats, target_shape
 from qexport.graphs.rewrites.lower_linear import module_of
 
@@ -84,8 +84,13 @@ def _applies(context: Any, y: ir.Value, q: ir.Value, **values: ir.Value | None) 
     pv = node.attributes.get_int("quantize_p", 1)
     if act not in ACTIVATION_MODES:
         return result.fail(f"act must be one of {', '.join(ACTIVATION_MODES)}, got '{act}'", node)
-    if node.attributes.get_int("a_bits", 8) != 8:
-        return result.fail("activations must have 8 bits", node)
+    bits = node.attributes.get_int("a_bits", 8)
+    if problem := width_problem(act, bits):
+        return result.fail(problem, node)
+    if bits < 8 and (clip > 0 or not pv):
+        return result.fail("activations below 8 bits need quantised p and v, and no clip", node)
+    if not 0 < node.attributes.get_int("p_top", 127) <= (127 if bits == 8 else (1 << bits) - 1):
+        return result.fail(f"p_top must be a code of {bits} bits", node)
     if not node.attributes.get_int("quantize_qk", 1) or pv != node.attributes.get_int("quantize_v", 1):
         return result.fail("q and k must be quantised, and p and v both or neither", node)
     if pv and 0 < clip < 1:
@@ -133,8 +138,11 @@ def _after(
     pv = bool(node.attributes.get_int("quantize_p", 1))
     scales = dict(_stored(values))
     attributes: dict[str, Any] = {"num_heads": heads, "scaling": node.attributes.get_float("scaling")}
+    bits = node.attributes.get_int("a_bits", 8)
     if act != "static":
         attributes["clip"] = clip
+    if bits < 8:
+        attributes |= {"top": max_code(bits), "p_top": node.attributes.get_int("p_top", max_code(bits))}
     inputs = []
     for site, x in (("q", q), ("k", k), ("v", v)):
         merged = _merged(op, graph, x, heads, width)
@@ -142,7 +150,7 @@ def _after(
             merged = _clip(op, graph, merged, scales[f"{site}_scale"], clip, f"{name}.{site}")
         inputs.append(merged)
     lowered = op.op(
-        attention_name(act, quantize_pv=pv),
+        attention_name(act, quantize_pv=pv, bounded=bits < 8),
         *inputs,
         mask,
         *scales.values(),

@@ -21,7 +21,7 @@ from qexport.formats import ACTIVATION_MODES
 from qexport.graphs.operators import DOMAIN, matmul_name
 from qexport.graphs.packing import BITS, pack
 from qexport.graphs.rewrites import EXPORT_DOMAIN
-from qexport.graphs.rewrites.activation import quantize_activation, zero_point
+from qexport.graphs.rewrites.activation import quantize_activation, width_problem, zero_point
 from qexport.graphs.rewrites.initializers import constant, floats, initializer
 
 __all__ = ["check_weight", "module_of", "rules"]
@@ -77,8 +77,8 @@ def _applies(
     act = node.attributes.get_string("act", "")
     if act not in ACTIVATION_MODES:
         return result.fail(f"act must be one of {', '.join(ACTIVATION_MODES)}, got '{act}'", node)
-    if node.attributes.get_int("a_bits", 8) != 8:
-        return result.fail("activations must have 8 bits", node)
+    if problem := width_problem(act, node.attributes.get_int("a_bits", 8)):
+        return result.fail(problem, node)
     if (act == "static") != (a_scale is not None):
         return result.fail("a_scale must be given for static activations, and only for them", node)
     if a_scale is not None:
@@ -114,6 +114,7 @@ def _after(
         node.attributes.get_float("clip", 0.0),
         a_scale,
         f"{name}.a",
+        bits=node.attributes.get_int("a_bits", 8),
     )
     weight = initializer(graph, f"{name}.weight", pack(array, bits))
     lowered: ir.Value = op.op(

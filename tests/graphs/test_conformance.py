@@ -7,7 +7,8 @@ the cache folder `ort-venvs`. What is demanded:
 - graph optimisation off: array_equal, unless the body has exp in it;
 - on: array_equal too, but for a product with a scale for each token, where ONNX Runtime multiplies in another
   order: 2**-22 of the product plus 2**-23 of the result (4 and 2 roundings in float32);
-- with exp: 2e-6, and a probability may land on the neighbouring code, which moves a row by |v| / 127;
+- with exp: 2e-6, and a probability may land on the neighbouring code, which moves a row by |v| / 127, or by
+  |v| times the step of probabilities below 8 bits;
 - with erf or LayerNorm: 2**-20 of the largest |y|, and one code in a hundred may be the neighbouring one.
 """
 
@@ -77,7 +78,8 @@ class Case:
                 return np.ones(y.shape)
             return np.full(y.shape, 2.0**-20 * np.abs(y).max())
         if "Attention" in self.operator:
-            step = 2.5 * np.abs(self.inputs[2]).max() / 127
+            code = self.inputs[6] if "Bounded" in self.operator else 1 / 127
+            step = 2.5 * np.abs(self.inputs[2]).max() * code
             return np.full(y.shape, 2e-6 if self.operator.endswith("QK") else step)
         if optimized and "MatMul" in self.operator and self.inputs[1].ndim:
             return 2.0**-22 * np.abs(y - self.inputs[5]) + 2.0**-23 * np.abs(y) + 1e-30
@@ -160,6 +162,13 @@ def attention_cases(rng: np.random.Generator) -> Iterator[Case]:
             for opset in (17, 18, 21):
                 yield Case(f"{name}-{opset}", name, inputs, attributes, opset=opset)
             yield Case(f"{name}-inlined", name, inputs, attributes, inline=True)
+    name = attention_name("static", bounded=True)
+    for top, p_top in ((1, 1), (7, 15), (31, 31)):
+        scales = [np.array(s, np.float32) for s in (2 / top, 2 / top, 0.5 / p_top, 2 / top)]
+        limits: dict[str, int | float] = {"num_heads": 2, "scaling": 0.25, "top": top, "p_top": p_top}
+        for opset in (17, 18, 21):
+            yield Case(f"{name}-{top}-{opset}", name, [*inputs[:4], *scales], limits, opset=opset)
+        yield Case(f"{name}-{top}-inlined", name, [*inputs[:4], *scales], limits, inline=True)
 
 
 def fused_cases(rng: np.random.Generator) -> Iterator[Case]:

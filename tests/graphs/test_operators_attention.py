@@ -114,6 +114,26 @@ def test_integer_products_are_exact(activation: str, pv: bool, optimize: bool) -
     assert np.array_equal(acc, codes[0] @ codes[1].swapaxes(-1, -2))
 
 
+@pytest.mark.parametrize(("top", "p_top"), [(1, 3), (7, 15), (63, 127)])
+def test_bounded_codes_give_the_product_of_bounded_numbers(top: int, p_top: int) -> None:
+    """Far beyond the last code every code is +-top: QK^T is a sum of +-top**2, and PV of p_top * top."""
+    name = attention_name("static", bounded=True)
+    inputs, attributes = inputs_of("static", True)
+    signs = np.random.default_rng(5).integers(0, 2, (2, *SHAPE)).astype(np.float32) * 2 - 1
+    inputs[0], inputs[1], inputs[2] = signs[0] * 900, signs[1] * 800, np.full(SHAPE, 700, np.float32)
+    inputs[6] = np.array(1e-6, np.float32)
+    attributes |= {"top": top, "p_top": p_top}
+    model = onnx.inliner.inline_local_functions(operator_model(OPERATORS, name, inputs, attributes))
+    products = [node.output[0] for node in model.graph.node if node.op_type == "MatMulInteger"]
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(product, onnx.TensorProto.INT32, None) for product in products
+    )
+    _, scores, context = run(model, inputs)
+    codes = [split(sign.astype(np.int64) * top) for sign in signs]
+    assert np.array_equal(scores, codes[0] @ codes[1].swapaxes(-1, -2))
+    assert context[0].max() == 12 * p_top * top and (context % (p_top * top) == 0).all()
+
+
 @pytest.mark.parametrize("pv", [True, False])
 def test_per_token_scales_make_a_sentence_independent_of_its_batch(pv: bool) -> None:
     name = attention_name("dynamic-token", quantize_pv=pv)

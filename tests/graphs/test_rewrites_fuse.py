@@ -123,9 +123,10 @@ def test_fuse_gelu_keeps_every_bit(act: str, form: str) -> None:
         gelu("dynamic-token", half="0.25"),
         gelu("dynamic-token", extra="twice = Add(y, y)"),
         gelu("static", limit=100 * SCALE),
+        gelu("static", limit=7 * SCALE),
         gelu("static", zero=127),
     ],
-    ids=["another constant", "another reader", "a tighter limit", "another zero point"],
+    ids=["another constant", "another reader", "a tighter limit", "four bits", "another zero point"],
 )
 def test_fuse_gelu_leaves_a_near_miss_alone(model: ir.Model) -> None:
     assert fuse_gelu.rules.apply_to_model(model) == 0
@@ -162,6 +163,7 @@ def test_fuse_layer_norm_keeps_every_bit_and_rewires_all_readers(
         norm("dynamic-token", add="Mul(x, r)"),
         norm("dynamic-token", shift="float[1] shift = {0.1}"),
         norm("static", limit=100 * SCALE),
+        norm("static", limit=7 * SCALE),
     ],
     ids=[
         "rows that may not fit",
@@ -170,6 +172,7 @@ def test_fuse_layer_norm_keeps_every_bit_and_rewires_all_readers(
         "a product",
         "a scalar shift",
         "a tighter limit",
+        "four bits",
     ],
 )
 def test_fuse_layer_norm_leaves_a_near_miss_alone(model: ir.Model) -> None:

@@ -11,6 +11,7 @@ import pytest
 from export_ir import model_of, node, run_reference
 from onnx import helper
 
+from qexport.formats import max_code
 from qexport.graphs.config import Target
 from qexport.graphs.pipeline import finish
 from qexport.graphs.rewrites import lower_attention, merge_heads
@@ -64,6 +65,26 @@ def test_lower_attention_computes_the_same(act: str, kind: str, pv: int, clip: f
     after = finish(model, Target(), {}, "test")
     # exp differs by an ulp between numpy and ONNX Runtime: at most one step of the code of each probability
     step = S * np.abs(feeds["v"]).max() / 127 if pv else 0.0
+    for found in (run_reference(after, feeds), run_ort(after, feeds)):
+        difference = np.abs(found - before)
+        assert difference.max() <= step + 1e-5
+        assert np.median(difference) <= 1e-6
+
+
+@pytest.mark.parametrize(("a_bits", "p_top"), [(2, 1), (2, 3), (4, 7), (4, 15), (6, 63), (7, 127)])
+def test_lower_attention_below_8_bits_bounds_the_codes(a_bits: int, p_top: int) -> None:
+    """The scales of q, k and v are small: a quarter of the values lies beyond the last code of 2 bits."""
+    model, feeds = graph("static", a_bits=a_bits, p_top=p_top), feeds_of()
+    top = max_code(a_bits)
+    for name, value in (("q", 1.2 / top), ("k", 1.1 / top), ("v", 1.3 / top), ("p", 0.3 / p_top)):
+        model.graph.initializers[f"{name}_scale"].const_value = ir.tensor(np.array(value, np.float32))
+    before = run_reference(ir.serde.serialize_model(model), feeds)
+    assert lower_attention.rules.apply_to_model(model) == 1
+    (lowered,) = [item for item in model.graph if item.domain == "ai.qexport"]
+    assert lowered.op_type == "QuantizedAttentionStaticBounded"
+    assert (lowered.attributes.get_int("top"), lowered.attributes.get_int("p_top")) == (top, p_top)
+    after = finish(model, Target(), {}, "test")
+    step = S * 1.3 * 0.3 / p_top
     for found in (run_reference(after, feeds), run_ort(after, feeds)):
         difference = np.abs(found - before)
         assert difference.max() <= step + 1e-5
@@ -150,6 +171,11 @@ def run_ort(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
     [
         {"act": "none"},
         {"act": "dynamic-token", "a_bits": 4},
+        {"act": "static", "a_bits": 9},
+        {"act": "static", "a_bits": 4, "pv": 0},
+        {"act": "static", "a_bits": 4, "clip": 2.0},
+        {"act": "static", "a_bits": 4, "p_top": 16},
+        {"act": "static", "p_top": 255},
         {"act": "dynamic-token", "quantize_v": 0},
         {"act": "dynamic-token", "quantize_qk": 0},
         {"act": "dynamic-token", "clip": 0.5},

@@ -68,6 +68,25 @@ def test_lower_linear_keeps_every_bit_of_the_result(act: str, bits: int) -> None
     np.testing.assert_array_equal(session.run(None, feeds)[0], before)
 
 
+@pytest.mark.parametrize("a_bits", [2, 3, 4, 6, 7])
+def test_static_codes_below_8_bits_keep_to_their_own_range(a_bits: int) -> None:
+    """0.015 a step: x reaches beyond the last code of 2 to 6 bits, and of 7 bits too."""
+    model, feeds = graph("static", 4, a_bits=a_bits), x_of()
+    before = run_reference(ir.serde.serialize_model(model), feeds)
+    assert lower_linear.rules.apply_to_model(model) == 1
+    assert kinds(model) == ["Clip", "QuantizeLinear", "Int4MatMul"]
+    after = finish(model, Target(), {}, "test")
+    codes = after.graph.node[1].output[0]
+    after.graph.output.append(onnx.helper.make_tensor_value_info(codes, onnx.TensorProto.UINT8, None))
+    for level in (onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, None):
+        options = onnxruntime.SessionOptions()
+        if level is not None:
+            options.graph_optimization_level = level
+        y, q = onnxruntime.InferenceSession(after.SerializeToString(), options).run(None, feeds)
+        np.testing.assert_array_equal(y, before)
+        assert (q.min(), q.max()) == (128 - max_code(a_bits), 128 + max_code(a_bits))
+
+
 @pytest.mark.parametrize(
     ("act", "expected"),
     [
@@ -117,6 +136,7 @@ def test_lower_linear_takes_one_scale_for_the_matrix() -> None:
         {"act": "none"},
         {"act": "per-channel"},
         {"act": "dynamic-token", "a_bits": 4},
+        {"act": "static", "a_bits": 1},
         {"act": "dynamic-token", "w_bits": 9},
         {"act": "dynamic-token", "constants": {"layer.scale": np.ones(N - 1, np.float32)}},
         {"act": "dynamic-token", "constants": {"layer.scale": np.full(N, np.nan, np.float32)}},

@@ -17,9 +17,14 @@ FLOOR = np.float32(1.2e-32)
 
 
 def codes_of(
-    x: Array, act: str, clip: float, stored: Array | None, axes: int | tuple[int, ...] = -1
+    x: Array,
+    act: str,
+    clip: float,
+    stored: Array | None,
+    axes: int | tuple[int, ...] = -1,
+    top: int = 127,
 ) -> tuple[Array, Array]:
-    """Whole numbers in -127..127 as float64, and the scale."""
+    """Whole numbers in -top..top as float64, and the scale; top is for static scales."""
     if clip > 0:
         x = np.clip(x, np.float32(-clip), np.float32(clip))
     if act == "static":
@@ -28,7 +33,7 @@ def codes_of(
     else:
         largest = np.abs(x).max() if act == "dynamic-tensor" else np.abs(x).max(axis=axes, keepdims=True)
         scale = np.maximum(np.asarray(largest, np.float32) / np.float32(127), FLOOR)
-    return np.clip(np.rint(x / scale), -127, 127).astype(np.float64), scale
+    return np.clip(np.rint(x / scale), -top, top).astype(np.float64), scale
 
 
 class QuantLinear(OpRun):
@@ -47,7 +52,8 @@ class QuantLinear(OpRun):
         if act == "none":
             weight = codes.astype(np.float32) * w_scale.reshape(-1, 1)
             return ((x @ weight.T + bias).astype(np.float32),)
-        a, scale = codes_of(x, act, clip, a_scale)
+        top = 2 ** ((attributes.get("a_bits") or 8) - 1) - 1
+        a, scale = codes_of(x, act, clip, a_scale, top=top)
         acc = (a @ codes.T.astype(np.float64)).astype(np.float32)
         return (acc * (scale * w_scale) + bias,)
 
@@ -68,8 +74,9 @@ class QuantAttention(OpRun):
         q_scale, k_scale, p_scale, v_scale = (*stored, None, None, None, None)[:4]
         act, clip = attributes["act"], attributes["clip"]
         scaling, quantize_p = attributes["scaling"], attributes["quantize_p"]
-        qc, qs = codes_of(q, act, clip, q_scale)
-        kc, ks = codes_of(k, act, clip, k_scale)
+        top = 2 ** ((attributes.get("a_bits") or 8) - 1) - 1
+        qc, qs = codes_of(q, act, clip, q_scale, top=top)
+        kc, ks = codes_of(k, act, clip, k_scale, top=top)
         acc = (qc @ kc.swapaxes(-1, -2)).astype(np.float32)
         scores = acc * ((qs * np.float32(scaling)) * (ks.swapaxes(-1, -2) if ks.ndim else ks))
         scores = scores + np.where(mask, np.float32(0), np.float32(-10000))
@@ -77,11 +84,11 @@ class QuantAttention(OpRun):
         p = p / p.sum(-1, keepdims=True)
         if not quantize_p:
             return ((p @ v).astype(np.float32),)
-        pc, ps = codes_of(p, act, 0.0, p_scale)
+        pc, ps = codes_of(p, act, 0.0, p_scale, top=attributes.get("p_top") or top)
         kept = v * mask.swapaxes(-1, -2) if act == "dynamic-token" else v
         _, vs = codes_of(kept, act, clip, v_scale, axes=(-2, -1))
         bounded = np.clip(v, -clip, clip) if clip > 0 else v
-        vc = np.clip(np.rint(bounded / vs), -127, 127).astype(np.float64)
+        vc = np.clip(np.rint(bounded / vs), -top, top).astype(np.float64)
         return ((pc @ vc).astype(np.float32) * (ps * vs),)
 
 
