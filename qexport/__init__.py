@@ -4,6 +4,7 @@
     model = qexport.load("student-folder")          # a transformers model, evaluation mode
     model = qexport.load_onnx("onnx-folder")        # the exported file on the kernel library, without torch
     model.predict(["a fine film"])                  # [Prediction(label="positive", probability=0.98, ...)]
+    qexport.register_kernels(session_options)       # the kernel library, for your own onnxruntime session
 
 After `import qexport`, transformers' AutoModelForSequenceClassification.from_pretrained loads students too.
 """
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from qexport import _autoload
 
 if TYPE_CHECKING:
+    from qexport.serving.kernels import register_kernels as register_kernels
     from qexport.serving.session import load_onnx as load_onnx
     from qexport.training.models import load as load
 
-__all__ = ["__version__", "load", "load_onnx"]
+__all__ = ["__version__", "load", "load_onnx", "register_kernels"]
 
 __version__ = "0.1.0"
 
@@ -48,4 +50,8 @@ def __getattr__(name: str) -> Any:
         from qexport.serving.session import load_onnx
 
         return load_onnx
+    if name == "register_kernels":
+        from qexport.serving.kernels import register_kernels
+
+        return register_kernels
     raise AttributeError(f"module 'qexport' has no attribute '{name}'")

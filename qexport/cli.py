@@ -17,6 +17,8 @@ from qexport import __version__, console
 from qexport.commands.bench import bench
 from qexport.commands.export import to_onnx
 from qexport.commands.inspect import inspect
+from qexport.commands.kernels import build as build_kernels
+from qexport.commands.kernels import kernels
 from qexport.commands.listing import methods, tasks
 from qexport.commands.predict import predict
 from qexport.commands.quickstart import quickstart
@@ -37,6 +39,11 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "tasks": tasks,
     "methods": methods,
 }
+
+_GROUPS: dict[str, tuple[Callable[..., None], dict[str, Callable[..., None]]]] = {
+    "kernels": (kernels, {"build": build_kernels}),
+}
+"""Commands with commands of their own: what the bare name does, and those."""
 
 _WITHOUT_ARGUMENTS = {"quickstart", "tasks", "methods"}
 
@@ -149,6 +156,13 @@ def _contained(command: Callable[..., None]) -> Callable[..., None]:
 
 for _name, _command in _COMMANDS.items():
     app.command(_name, no_args_is_help=_name not in _WITHOUT_ARGUMENTS)(_contained(_command))
+
+for _name, (_bare, _inner) in _GROUPS.items():
+    _group = typer.Typer(rich_markup_mode="rich")
+    _group.callback(invoke_without_command=True)(_contained(_bare))
+    for _inner_name, _command in _inner.items():
+        _group.command(_inner_name, no_args_is_help=True)(_contained(_command))
+    app.add_typer(_group, name=_name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

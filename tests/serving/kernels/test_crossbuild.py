@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -10,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,17 @@ from kernel_build import missing
 
 from qexport.cli import main
 from qexport.errors import EnvironmentProblem, MissingPackageError, OutputExistsError, UnknownNameError
-from qexport.serving.kernels import crossbuild
+from qexport.serving.kernels import Kernels, crossbuild, library_path
 from qexport.serving.kernels.binary import Binary, read_binary
-from qexport.serving.kernels.crossbuild import LIBSYSTEM, MAX_BYTES, TARGETS, build, find_target, host_target
+from qexport.serving.kernels.crossbuild import (
+    LIBSYSTEM,
+    MAX_BYTES,
+    TARGETS,
+    Built,
+    build,
+    find_target,
+    host_target,
+)
 
 HOST = host_target()
 GOOD = Binary("elf", "x86_64", (), ("RegisterCustomOps", "qexport_isa"), ())
@@ -40,38 +51,47 @@ def prebuilt(monkeypatch: pytest.MonkeyPatch) -> bytes:
     return b"a library"
 
 
+Make = Callable[[str], tuple[Built, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def built(ziglang: None, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """The library for a target, built once, and the lines of progress."""
+
+    @functools.cache
+    def make(name: str) -> tuple[Built, list[str]]:
+        lines: list[str] = []
+        folder = tmp_path_factory.mktemp("built") / "new" / name
+        return build(TARGETS[name], folder, report=lines.append), lines
+
+    return make
+
+
 @pytest.mark.parametrize("name", TARGETS)
-def test_target_builds(name: str, ziglang: None, tmp_path: Path) -> None:
+def test_target_builds(name: str, built: Make) -> None:
     target = TARGETS[name]
-    lines: list[str] = []
-    built = build(target, tmp_path / "new" / "folder", report=lines.append)
-    data = built.path.read_bytes()
+    result, lines = built(name)
+    data = result.path.read_bytes()
     found = read_binary(data)
-    assert built.path == tmp_path / "new" / "folder" / target.file
-    assert len(data) == built.n_bytes < MAX_BYTES
+    assert (result.target, result.path.name) == (name, target.file)
+    assert len(data) == result.n_bytes < MAX_BYTES
     assert (found.format, found.machine) == (target.format, target.machine)
-    assert found.needed == built.needs == ((LIBSYSTEM,) if target.system == "darwin" else ())
+    assert found.needed == result.needs == ((LIBSYSTEM,) if target.system == "darwin" else ())
     assert {"RegisterCustomOps", "qexport_set_isa", "qexport_isa", "qexport_matmul"} <= set(found.exports)
-    assert [path.name for path in built.path.parent.iterdir()] == [target.file]
+    assert [path.name for path in result.path.parent.iterdir()] == [target.file]
     assert len(lines) > 10 and lines[-1] == f"{target.file} (1 of 1)"
 
 
-def test_host_library_loads_and_has_the_instruction_sets_of_the_installed_one(
-    ziglang: None, tmp_path: Path
-) -> None:
+def test_host_library_loads_and_has_the_instruction_sets_of_the_installed_one(built: Make) -> None:
     if HOST is None:
         pytest.skip("there are no kernels for this machine")
-    built = build(HOST, tmp_path)
     code = (
         "import sys; from pathlib import Path; from qexport.serving.kernels import Kernels;"
         "print(*Kernels(Path(sys.argv[1])).supported_isas)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(built.path)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", code, str(built(HOST.name)[0].path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    from qexport.serving.kernels import Kernels, library_path
-
     if library_path() is not None:
         assert tuple(done.stdout.split()) == Kernels().supported_isas
 
@@ -114,7 +134,7 @@ def test_host_is_the_target_of_this_machine(
 
 def test_host_without_kernels_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crossbuild.platform, "machine", lambda: "riscv64")
-    with pytest.raises(EnvironmentProblem, match="no kernels for .* on riscv64"):
+    with pytest.raises(EnvironmentProblem, match=r"no kernels for .* on riscv64"):
         find_target("host")
 
 
@@ -170,16 +190,12 @@ def test_source_that_does_not_compile_is_named_with_the_compilers_words(
 def test_library_that_is_not_as_promised_is_refused(
     changed: dict[str, object], n_bytes: int, fault: str | None
 ) -> None:
-    import dataclasses
-
     found = dataclasses.replace(GOOD, **changed)  # type: ignore[arg-type]
     faults = crossbuild._faults(TARGETS["x86_64-linux-gnu"], found, n_bytes)
     assert list(faults) == ([] if fault is None else [fault])
 
 
 def test_libsystem_is_allowed_on_macos_only() -> None:
-    import dataclasses
-
     for name, kind, allowed in (("x86_64-macos", "mach-o", True), ("x86_64-linux-gnu", "elf", False)):
         found = dataclasses.replace(GOOD, format=kind, needed=(LIBSYSTEM,), imports=("bzero",))
         assert (not crossbuild._faults(TARGETS[name], found, 1000)) == allowed
