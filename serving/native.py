@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from qexport.errors import (
     EnvironmentProblem,
@@ -22,9 +22,7 @@ from qexport.errors import (
     UnsupportedModelError,
     UsageError,
 )
-
-if TYPE_CHECKING:
-    from qexport.serving.kernels import Kernels
+from qexport.serving.kernels import ISA_NAMES, Kernels
 
 __all__ = [
     "ISAS",
@@ -38,7 +36,7 @@ __all__ = [
     "library_problem",
 ]
 
-ISAS = ("scalar", "avx2", "avx-vnni", "avx512-vnni", "amx", "neon", "dotprod", "i8mm")
+ISAS = ISA_NAMES
 """Every instruction set that the kernels are written for; one CPU runs some of them."""
 
 KERNEL_MODES: tuple[str, ...] = ("auto", "require", "off")
@@ -159,13 +157,27 @@ def _held(isa: str | None) -> Iterator[Kernels]:
     """The library held to one instruction set, which is given up at the end of the block."""
     kernels = _load()
     with _making:
-        kernels.set_isa(isa or os.environ.get("QEXPORT_ISA"))
+        if isa:
+            kernels.set_isa(isa)
+        else:
+            _take_environment(kernels)
         try:
             yield kernels
         finally:  # what a program that registers the library itself would get
             kernels.set_isa(None)
             with contextlib.suppress(QexportError):
-                kernels.set_isa(os.environ.get("QEXPORT_ISA"))
+                _take_environment(kernels)
+
+
+def _take_environment(kernels: Kernels) -> None:
+    """Set the instruction set that QEXPORT_ISA names, else the best."""
+    named = os.environ.get("QEXPORT_ISA")
+    try:
+        kernels.set_isa(named)
+    except UnknownNameError:
+        raise UnknownNameError("instruction set in QEXPORT_ISA", str(named), ISAS) from None
+    except EnvironmentProblem as problem:
+        raise EnvironmentProblem(f"QEXPORT_ISA is {named}, but {problem}; unset it") from None
 
 
 def _load() -> Kernels:
@@ -174,8 +186,4 @@ def _load() -> Kernels:
     Raises:
         EnvironmentProblem: there is none for this machine, or it cannot be opened.
     """
-    try:
-        from qexport.serving.kernels import Kernels
-    except ImportError as error:
-        raise EnvironmentProblem(f"no kernel library ({error})") from error
     return Kernels()
