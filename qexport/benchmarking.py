@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["bench_folder"]
 
+_SIZES = (
+    "model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "dim", "n_layers", "hidden_dim",
+)  # fmt: skip
+
 _NOT_ARCHITECTURE = (
     "_name_or_path", "architectures", "id2label", "label2id", "quantization_config", "transformers_version",
     "dtype", "torch_dtype",
@@ -49,7 +53,6 @@ def bench_folder(
     """
     from qexport.serving.bench.files import cache_folder, check_packages, engine_files
     from qexport.serving.bench.measure import bench, check_model
-    from qexport.serving.session import model_file
 
     specs = config.specs()
     check_packages(specs)
@@ -59,7 +62,7 @@ def bench_folder(
     notes: list[str] = []
     if any(not spec.ours for spec in specs):
         if config.fp32 is not None:
-            fp32, how = model_file(config.fp32), "FP32 export given by --fp32"
+            fp32, how = _given_fp32(model, config.fp32), "FP32 export given by --fp32"
         else:
             fp32 = _random_fp32(model, cache, say)
             how = "FP32 export of the same architecture with random weights"
@@ -69,6 +72,30 @@ def bench_folder(
             )
     files = engine_files(model, fp32, [spec.file for spec in specs], cache=cache, how_fp32=how, say=say)
     return bench(config, files, command=command, notes=notes, say=say, progress=progress)
+
+
+def _given_fp32(model: Path, folder: Path) -> Path:
+    """The FP32 export that the user named, once it is known to fit the model.
+
+    Raises:
+        UsageError: it is a low-bit export, or of another architecture.
+        UnsupportedModelError: it cannot be loaded, or is not a text classifier.
+    """
+    from qexport.serving.native import has_operators
+    from qexport.serving.session import Session, model_file, read_json
+
+    file = model_file(folder)
+    if has_operators(file):
+        raise UsageError(f"--fp32 takes a float export, but {file} holds low-bit weights; export the teacher")
+    Session(file, kernels="off", optimize=False)
+    ours, theirs = (read_json(path.parent / "config.json") for path in (model, file))
+    for name in _SIZES:
+        if name in ours and name in theirs and ours[name] != theirs[name]:
+            raise UsageError(
+                f"--fp32 must have the architecture of the model: {name} is {theirs[name]} there and "
+                f"{ours[name]} here; leave --fp32 out to have one made"
+            )
+    return file
 
 
 def _random_fp32(model: Path, cache: Path, say: Callable[[str], None]) -> Path:

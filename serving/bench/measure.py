@@ -65,7 +65,7 @@ def check_model(config: BenchConfig) -> Path:
             raise EnvironmentProblem(
                 f"{spec.name} cannot run here: {problem}; or leave it out: --engines {','.join(others)}"
             ) from problem
-    Session(file, kernels="off")
+    Session(file, kernels="off", optimize=False)  # its inputs are looked at; nothing is run
     if kernels and not has_operators(file):
         raise UnsupportedModelError(
             f"{file} has no operator of ai.qexport, so the kernels have nothing to run; give the export of a "
@@ -201,8 +201,7 @@ class _Bench:
             )
             for spec in self.specs
         ]  # fmt: skip
-        session = Session(files["model"].path, kernels="off")
-        self.inputs = session.inputs
+        session = Session(files["model"].path, kernels="off", optimize=False)
         self.vocabulary = _vocabulary(session)
         limit = session.position_limit
         self.lengths = [length for length in config.lengths if length <= limit]

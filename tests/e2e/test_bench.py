@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,19 @@ def test_a_bare_file_needs_an_fp32_export(
     bare.write_bytes((trail.onnx / "model.onnx").read_bytes())
     assert main(words(bare, "--engines", "stock", "--against", "int8", "-o", tmp_path / "out")) == 2
     assert "give an FP32 export with --fp32" in capsys.readouterr().err
+
+
+def test_an_fp32_export_that_does_not_fit_is_refused(
+    trail: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--engines", "stock", "--against", "fp32", "--fp32")
+    assert main(words(trail.onnx, *common, trail.onnx)) == 2
+    assert "holds low-bit weights" in capsys.readouterr().err
+    other = shutil.copytree(trail.teacher_onnx, tmp_path / "other")
+    described = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    (other / "config.json").write_text(json.dumps({**described, "num_hidden_layers": 24}), encoding="utf-8")
+    assert main(words(trail.onnx, *common, other)) == 2
+    assert "num_hidden_layers is 24 there and 2 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
