@@ -2,8 +2,8 @@
 
     python -m qexport.serving.schema             # the schema, as shipped in serving/report.schema.json
     python -m qexport.serving.schema --markdown  # the tables of docs/report-schema.md
-    python -m qexport.serving.schema --bench     # the same two of `qexport bench`: serving/bench/bench.schema.json
-                                                 # and docs/bench-schema.md
+    python -m qexport.serving.schema --bench     # the same two of `qexport bench`:
+                                                 # serving/bench/bench.schema.json and docs/bench-schema.md
 
 Tests compare the files with what this module gives, so that none can fall behind the code.
 """
