@@ -11,7 +11,7 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from qexport.errors import EnvironmentProblem, MissingPackageError, UnsupportedModelError
 from qexport.training.hf_quantizer import QexportQuantizer
@@ -22,6 +22,7 @@ __all__ = [
     "QUANTIZER",
     "is_student",
     "load",
+    "load_config",
     "load_encoder",
     "quiet_transformers",
     "resolve_model",
@@ -91,6 +92,31 @@ def resolve_model(name: str) -> str:
     return str(folder)
 
 
+def load_config(name: str, **kwargs: Any) -> PreTrainedConfig:
+    """The configuration of a supported encoder.
+
+    Args:
+        name: folder, hub id or "minilm".
+        kwargs: for AutoConfig, e.g. num_labels, id2label.
+    Raises:
+        UnsupportedModelError, EnvironmentProblem: see `load_encoder`.
+    """
+    if int(transformers.__version__.split(".")[0]) < 5:
+        raise EnvironmentProblem(
+            f"PyTorch models need transformers 5, found {transformers.__version__}; the extra 'optimum' "
+            "brings an older one, so train and export in an environment without it"
+        )
+    path = resolve_model(name)
+    with _reading(name, path):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, **kwargs)
+        if config.model_type not in SUPPORTED_MODEL_TYPES:
+            raise UnsupportedModelError(
+                f"{name}: model_type '{config.model_type}' is not supported; "
+                f"use one of {', '.join(SUPPORTED_MODEL_TYPES)}"
+            )
+    return config
+
+
 def load_encoder(name: str, **kwargs: Any) -> PreTrainedModel:
     """A sequence classifier in training precision (float32), attention through the `qexport` function.
 
@@ -101,23 +127,22 @@ def load_encoder(name: str, **kwargs: Any) -> PreTrainedModel:
         UnsupportedModelError: not a supported encoder, or its files cannot be read.
         EnvironmentProblem: a hub id, and no network or cache; or transformers is older than 5.
     """
-    if int(transformers.__version__.split(".")[0]) < 5:
-        raise EnvironmentProblem(
-            f"PyTorch models need transformers 5, found {transformers.__version__}; the extra 'optimum' "
-            "brings an older one, so train and export in an environment without it"
-        )
+    config = load_config(name, **kwargs)
     path = resolve_model(name)
+    with _reading(name, path):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, dtype="float32"
+        )
+    model.set_attn_implementation(ATTENTION_NAME)
+    return model
+
+
+@contextlib.contextmanager
+def _reading(name: str, path: str) -> Iterator[None]:
+    """transformers' failures inside the block as one sentence; its reports are silenced."""
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(path, **kwargs)
-            if config.model_type not in SUPPORTED_MODEL_TYPES:
-                raise UnsupportedModelError(
-                    f"{name}: model_type '{config.model_type}' is not supported; "
-                    f"use one of {', '.join(SUPPORTED_MODEL_TYPES)}"
-                )
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, dtype="float32"
-            )
+            yield
     except UnsupportedModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -134,8 +159,6 @@ def load_encoder(name: str, **kwargs: Any) -> PreTrainedModel:
         raise UnsupportedModelError(
             f"{name}: model.safetensors is damaged ({error}); copy or train it again"
         ) from error
-    model.set_attn_implementation(ATTENTION_NAME)
-    return model
 
 
 def load(folder: str | Path) -> nn.Module:

@@ -1,0 +1,248 @@
+"""The stages of a run: what is trained in each, where its model and teacher come from, where it is kept.
+
+A method with several stages keeps each one in a folder of its own, `checkpoints/2-ternary-layers` for one:
+checkpoints while it lasts, then the best model, from which the next stage starts. A run that is resumed goes
+on in the stage that has no model yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, Trainer
+
+from qexport.atomic import atomic_write_text
+from qexport.errors import UsageError
+from qexport.training.batches import Rows
+from qexport.training.config import TrainConfig
+from qexport.training.data import Encoded
+from qexport.training.models import load_encoder
+from qexport.training.pairing import load_pair
+from qexport.training.quant_config import QuantConfig
+from qexport.training.recipes.base import Losses, Recipe, Stage
+from qexport.training.splitting import split_student
+from qexport.training.student import quantize_model
+from qexport.training.tasks import Task
+from qexport.training.width import cut_width, layer_sizes, reorder, unit_importance
+
+__all__ = ["RANKING_ROWS", "STARTS", "Material", "StageFolder", "build_pair", "plan_stages"]
+
+RANKING_ROWS = 512
+"""Training rows on which heads and neurons are ranked."""
+
+_STUDENT = "student"
+_RECORD = "stage.json"
+_PART = ".model.part"
+_BATCH = 16  # rows in a batch of the ranking
+
+Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+
+
+def plan_stages(recipe: Recipe, config: TrainConfig) -> tuple[Stage, ...]:
+    """The stages of a run, with the loss weights and epochs that its options ask for.
+
+    A loss option changes the stages that have this loss; --label-weight those that learn from logits.
+
+    Raises:
+        UsageError: loss weights that leave nothing to train on, no teacher, a start other than the teacher.
+    """
+    epochs = recipe.optimisation.epochs
+    single = Stage(name="", start=_STUDENT, losses=recipe.losses, epochs=epochs)
+    several = bool(recipe.stages)
+    plan = []
+    for stage in recipe.stages or (single,):
+        losses = _losses(stage.losses, config, everywhere=not several)
+        if not losses.distils and losses.label == 0:
+            where = f"stage '{stage.name}' of {recipe.name}: " if several else ""
+            raise UsageError(
+                f"{where}every loss weight is 0; give at least one of --hidden-weight, --attention-weight, "
+                "--logits-weight, --label-weight"
+            )
+        plan.append(dataclasses.replace(stage, losses=losses, epochs=config.epochs or stage.epochs))
+    if config.teacher is None and (several or any(stage.losses.distils for stage in plan)):
+        raise UsageError(
+            f"method {recipe.name} distils and needs --teacher, a folder made by: qexport train --method fp32"
+        )
+    if several and config.model is not None:
+        raise UsageError(
+            f"method {recipe.name} starts from the teacher's best half; leave --model {config.model} out"
+        )
+    return tuple(plan)
+
+
+def _losses(default: Losses, config: TrainConfig, *, everywhere: bool) -> Losses:
+    def pick(name: str) -> float:
+        override = getattr(config, f"{name}_weight")
+        value: float = getattr(default, name)
+        has_term = value > 0 or (name == "label" and default.logits > 0)
+        return float(override) if override is not None and (everywhere or has_term) else value
+
+    return Losses(
+        hidden=pick("hidden"), attention=pick("attention"), logits=pick("logits"), label=pick("label")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StageFolder:
+    """Where one stage is kept while the run lasts."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, checkpoints: Path, plan: Sequence[Stage], index: int) -> StageFolder:
+        """The folder of stage `index`; a run of one stage uses `checkpoints` itself."""
+        if len(plan) == 1:
+            return cls(checkpoints)
+        return cls(checkpoints / f"{index + 1}-{plan[index].name.replace(' ', '-')}")
+
+    @property
+    def model(self) -> Path:
+        """The best model of a finished stage."""
+        return self.path / "model"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage ran to its end."""
+        return (self.model / _RECORD).is_file()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any((path / "trainer_state.json").is_file() for path in self.path.glob("checkpoint-*"))
+
+    def record(self) -> dict[str, Any]:
+        """What `keep` wrote about the stage."""
+        values: dict[str, Any] = json.loads((self.model / _RECORD).read_text(encoding="utf-8"))
+        return values
+
+    def keep(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        """Write the model through a hidden folder, then drop the checkpoints."""
+        part = self.path / _PART
+        if trainer.is_world_process_zero():
+            shutil.rmtree(part, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_model(str(part))
+        if trainer.is_world_process_zero():
+            atomic_write_text(part / _RECORD, json.dumps(record, indent=2, default=float) + "\n")
+            shutil.rmtree(self.model, ignore_errors=True)
+            os.replace(part, self.model)
+            for path in self.path.glob("checkpoint-*"):
+                shutil.rmtree(path, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What a stage may be made of."""
+
+    config: TrainConfig
+    quant: QuantConfig | None
+    """Of the finished student."""
+    source: str
+    """Folder, hub id or "minilm" that the first stage starts from."""
+    task: Task
+    rows: Encoded
+    """Training rows."""
+    collate: Collate
+    """Makes a batch of rows."""
+    finished: Mapping[str, Path]
+    """Models of the stages before, by name, in their order."""
+
+    @property
+    def previous(self) -> PreTrainedModel:
+        """The model of the stage before."""
+        return load_encoder(str(list(self.finished.values())[-1]))
+
+    def student(self) -> QuantConfig:
+        """The finished student's quantisation; only methods that quantise have stages."""
+        assert self.quant is not None
+        return self.quant
+
+
+def build_pair(stage: Stage, material: Material) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """The model that a stage trains, and its teacher.
+
+    Raises:
+        UsageError, UnsupportedModelError: see `load_pair` and `STARTS`.
+    """
+    if stage.start == _STUDENT:
+        return load_pair(material.config, material.quant, stage.losses, material.source, material.task)
+    if not stage.teacher:
+        model, teacher = load_pair(material.config, None, stage.losses, material.source, material.task)
+        return STARTS[stage.start](material, model), teacher
+    teacher = load_encoder(str(material.finished[stage.teacher])) if stage.losses.distils else None
+    return STARTS[stage.start](material, material.previous), teacher
+
+
+def _half_width(material: Material, model: PreTrainedModel) -> PreTrainedModel:
+    """The best half of a fine-tuned model's heads and neurons, float32.
+
+    Raises:
+        UsageError: layers with one head only.
+    """
+    heads, neurons = layer_sizes(model)
+    if heads < 2:
+        raise UsageError(
+            f"{material.source}: its layers have {heads} attention head, half of which is none; "
+            f"method {material.config.method} needs a teacher with at least 2"
+        )
+    count = min(RANKING_ROWS, len(material.rows))
+    picked = np.random.default_rng(material.config.seed).permutation(len(material.rows))[:count]
+    rows = Rows(material.rows)
+    batches = (
+        material.collate([rows[int(index)] for index in picked[start : start + _BATCH]])
+        for start in range(0, count, _BATCH)
+    )
+    reorder(model, unit_importance(model, batches, regression=material.task.kind == "regression"))
+    kept_heads, kept_neurons = (heads + 1) // 2, (neurons + 1) // 2
+    cut_width(model, heads=kept_heads, neurons=kept_neurons)
+    plain = QuantConfig(
+        method=material.student().method, bits="32-32-32", kept_heads=kept_heads, kept_neurons=kept_neurons
+    )
+    model.config.quantization_config = dataclasses.replace(plain, position_bits=32).to_dict()
+    return model
+
+
+def _with_width_of(model: PreTrainedModel, quant: QuantConfig) -> QuantConfig:
+    """`quant` for a model that was cut before."""
+    stored = model.config.quantization_config
+    values = stored if isinstance(stored, dict) else stored.to_dict()
+    return dataclasses.replace(quant, kept_heads=values["kept_heads"], kept_neurons=values["kept_neurons"])
+
+
+def _ternary(material: Material, model: PreTrainedModel) -> PreTrainedModel:
+    """The stage before, with ternary weights wherever they are split later."""
+    final = material.student()
+    embedding = 2 if final.split_embedding else final.wea.embedding
+    quant = dataclasses.replace(
+        final, bits=f"2-{embedding}-{final.wea.activation}", split_weights=False, split_embedding=False
+    )
+    return quantize_model(model, _with_width_of(model, quant))
+
+
+def _split(material: Material, model: PreTrainedModel) -> PreTrainedModel:
+    """The stage before, each ternary matrix split into two binary ones."""
+    return split_student(model, _with_width_of(model, material.student()))
+
+
+def _previous(material: Material, model: PreTrainedModel) -> PreTrainedModel:
+    """The stage before as it is."""
+    return model
+
+
+STARTS: dict[str, Callable[[Material, PreTrainedModel], PreTrainedModel]] = {
+    "half-width": _half_width,
+    "ternary": _ternary,
+    "split": _split,
+    "previous": _previous,
+}
+"""What a stage's model is made of: the teacher or the stage before, changed by one of these."""
