@@ -22,13 +22,7 @@ OrtStatus* create(const OrtCustomOp* base, OrtApi, const OrtKernelInfo* info, vo
   kernel->op = op;
   kernel->isa = current_isa();
   kernel->compute = op->compute;
-  if (op->prepare) {
-    if (OrtStatus* status = op->prepare(*kernel, info)) {
-      if (kernel->memory) give_memory(kernel->memory);
-      give_memory(kernel);
-      return status;
-    }
-  }
+  if (op->prepare) op->prepare(*kernel, info);
   *out = kernel;
   return nullptr;
 }
@@ -47,7 +41,7 @@ void destroy(void* state) {
 
 constexpr Op make(
     const char* name, int variant, int inputs, const int (&input_types)[MAX_INPUTS], int outputs,
-    const int (&output_types)[3], OrtStatus* (*prepare)(Kernel&, const OrtKernelInfo*),
+    const int (&output_types)[3], void (*prepare)(Kernel&, const OrtKernelInfo*),
     OrtStatus* (*run)(const Kernel&, OrtKernelContext*)) {
   Op op = {};
   op.version = ORT_API_VERSION;

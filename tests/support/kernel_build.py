@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -86,8 +87,8 @@ def arm64_compilers() -> dict[str, Compiler]:
     """Compilers for arm64 Linux by name: zig, which the wheels of other systems are made with, and GCC."""
     found: dict[str, Compiler | None] = {}
     if importlib.util.find_spec("ziglang"):
-        zig = (sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-nostdlib++")
-        found["zig"] = compiler_at(zig, "aarch64")
+        zig = (sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-mcpu=baseline")
+        found["zig"] = compiler_at((*zig, "-nostdlib++", "-fno-sanitize=undefined"), "aarch64")
     if shutil.which("aarch64-linux-gnu-g++"):
         found["gcc"] = compiler_at(("aarch64-linux-gnu-g++",), "aarch64")
     return {name: compiler for name, compiler in found.items() if compiler}
@@ -132,6 +133,8 @@ def build(
     """
     jobs: list[tuple[Path, list[str]]] = []
     for source, own in sources(compiler.arch).items():
+        if "ziglang" in compiler.command:  # it has no -march, and its names of Arm's versions have no dash
+            own = [re.sub(r"^-march=armv(\d)\.(\d)-a", r"-mcpu=generic+v\1_\2a", flag) for flag in own]
         chosen = flags(source, list(own))
         if chosen is not None:
             jobs.append((KERNELS / source, [*common_flags(), "-fPIC", "-Werror", VERSION, *chosen, *extra]))
@@ -183,20 +186,21 @@ def host_library() -> Path:
     return Path(named) if named else build(host_compiler())
 
 
+def _emulated(source: str, own: list[str]) -> list[str]:
+    """Flags with which every x86 instruction set needs AVX2 only, see emulated/immintrin.h."""
+    beyond = [flag for flag in own if flag.startswith(("-mavx512", "-mavxvnni", "-mamx"))]
+    if beyond:
+        own = [flag for flag in own if flag not in (*beyond, "-mavx2")]
+        own += ["-mavx2", "-I", str(EMULATED)]
+    return [*own, "-DQEXPORT_EMULATED"]
+
+
 def emulated_library() -> Path:
-    """Every x86 instruction set in one library that needs AVX2 only, see emulated/immintrin.h."""
+    """Every x86 instruction set in one library that needs AVX2 only."""
     compiler = host_compiler()
     if compiler.arch != "x86_64":
         missing("the x86 instruction sets are emulated on x86-64 only")
-
-    def plain(source: str, own: list[str]) -> list[str]:
-        beyond = [flag for flag in own if flag.startswith(("-mavx512", "-mavxvnni", "-mamx"))]
-        if beyond:
-            own = [flag for flag in own if flag not in (*beyond, "-mavx2")]
-            own += ["-mavx2", "-I", str(EMULATED)]
-        return [*own, "-DQEXPORT_EMULATED"]
-
-    return build(compiler, flags=plain, extra=("-O1",))
+    return build(compiler, flags=_emulated, extra=("-O1",))
 
 
 def vector_functions() -> Path:
@@ -213,15 +217,31 @@ def vector_functions() -> Path:
     )
 
 
+SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
 def driver(
-    compiler: Compiler, *, extra: tuple[str, ...] = (), link: tuple[str, ...] = (), ieee: bool = True
+    compiler: Compiler, *, extra: tuple[str, ...] = (), link: tuple[str, ...] = (), emulated: bool = False
 ) -> Path:
-    """A program that runs every operator through the hooks on all instruction sets, see kernel_driver.cpp."""
+    """A program that runs every operator through the hooks on all instruction sets, see kernel_driver.cpp.
 
-    def with_library(source: str, own: list[str]) -> list[str] | None:
-        return None if source == "memory.cpp" else own  # the program has a C library
+    Args:
+        compiler: which compiler.
+        extra: further flags of everything, SANITIZERS for one.
+        link: further flags of the link.
+        emulated: with the x86 instruction sets that the processor may lack.
+    """
 
-    alone = ("-ffp-contract=off", "-fno-exceptions", "-fno-rtti") if ieee else ()
+    def flags(source: str, own: list[str]) -> list[str] | None:
+        if source == "memory.cpp":  # the program has a C library
+            return None
+        return _emulated(source, own) if emulated else own
+
     return build(
-        compiler, flags=with_library, extra=extra, more=((DRIVER, alone),), link=link, name="kernel-driver"
+        compiler,
+        flags=flags,
+        extra=extra,
+        more=((DRIVER, ("-ffp-contract=off", "-fno-exceptions", "-fno-rtti")),),
+        link=link,
+        name="kernel-driver",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import onnxruntime as ort
 from onnx import helper
 
-from qexport.graphs.operators import DOMAIN, OPERATORS
+from qexport.graphs.operators import DOMAIN, OPERATORS, gather_name, matmul_name
 from qexport.graphs.operators.single import chain_model
+from qexport.graphs.packing import pack
 
 OUTPUT_TYPES = {"q": np.uint8}
 """Of outputs that are not float32."""
@@ -87,3 +89,55 @@ def same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
         and np.array_equal(a[name], b[name], equal_nan=a[name].dtype.kind == "f")
         for name in a
     )
+
+
+Example = tuple[dict[str, np.ndarray], dict[str, "int | float"], tuple[str, ...]]
+
+
+def example(operator: str, rng: np.random.Generator) -> Example:
+    """Small inputs, attributes, and the names of the inputs that a model stores, for any operator."""
+    bits = {name(bits): bits for name in (matmul_name, gather_name) for bits in range(1, 9)}
+    normal = partial(_normal, rng)
+    if operator in bits:
+        top = 1 if bits[operator] <= 2 else 2 ** (bits[operator] - 1) - 1
+        codes = (rng.integers(0, 2, (19, 70)) * 2 - 1) * rng.integers(1, top + 1, (19, 70))
+        packed = pack(codes.astype(np.int8), bits[operator])
+        if "Gather" in operator:
+            inputs = {"indices": rng.integers(0, 19, (2, 5)), "table": packed, "scale": normal(19)}
+            return inputs, {"K": 70}, ("table", "scale")
+        inputs = {
+            "A": rng.integers(0, 256, (2, 5, 70)).astype(np.uint8), "a_scale": normal(2, 5, 1),
+            "a_zero_point": np.array(128, np.uint8), "B": packed, "b_scale": normal(19), "bias": normal(19),
+        }  # fmt: skip
+        return inputs, {"K": 70}, ("a_zero_point", "B", "b_scale", "bias")
+    if "Attention" in operator:
+        inputs = {name: normal(2, 17, 24) for name in "qkv"} | {"mask": rng.random((2, 1, 1, 17)) < 0.8}
+        scales = OPERATORS[operator].inputs[4:]
+        inputs |= {name: np.array(0.02, np.float32) for name in scales}
+        attributes: dict[str, int | float] = {
+            "num_heads": 2,
+            "scaling": 0.3,
+            "clip": 0.0,
+            "top": 7,
+            "p_top": 15,
+        }
+        return inputs, {key: attributes[key] for key in OPERATORS[operator].attributes}, scales
+    inputs = {"x": normal(2, 5, 70), "residual": normal(1, 5, 70), "gamma": normal(70), "beta": normal(70)}
+    inputs["scale"] = np.array(0.02, np.float32)
+    inputs = {name: inputs[name] for name in OPERATORS[operator].inputs}
+    values = {"clip": 2.5, "epsilon": 1e-12}
+    stored = tuple(name for name in ("gamma", "beta", "scale") if name in inputs)
+    return inputs, {key: values[key] for key in OPERATORS[operator].attributes}, stored
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def write_examples(folder: Path) -> None:
+    """A model and a feed for every operator: NAME.onnx, NAME.npz."""
+    rng = np.random.default_rng(0)
+    for operator in OPERATORS:
+        inputs, attributes, stored = example(operator, rng)
+        (folder / f"{operator}.onnx").write_bytes(one_node(operator, inputs, attributes, stored))
+        np.savez(folder / f"{operator}.npz", **inputs)

@@ -7,12 +7,12 @@
 
 namespace qexport {
 
-OrtStatus* prepare_attention(Kernel& kernel, const OrtKernelInfo* info) {
-  QX_TRY(ort.KernelInfoGetAttribute_int64(info, "num_heads", &kernel.num_heads));
-  QX_TRY(ort.KernelInfoGetAttribute_float(info, "scaling", &kernel.scaling));
+void prepare_attention(Kernel& kernel, const OrtKernelInfo* info) {
+  if (!read_attribute(kernel, info, "num_heads", &kernel.num_heads, "attribute num_heads is missing, or no integer")) return;
+  if (!read_attribute(kernel, info, "scaling", &kernel.scaling, "attribute scaling is missing, or no float")) return;
   if (kernel.num_heads < 1 || kernel.num_heads > 65536) kernel.broken = "attribute num_heads must be from 1 to 65536";
-  if ((kernel.op->variant & 3) == STATIC) return nullptr;
-  return ort.KernelInfoGetAttribute_float(info, "clip", &kernel.clip);
+  if ((kernel.op->variant & 3) == STATIC) return;
+  read_attribute(kernel, info, "clip", &kernel.clip, "attribute clip is missing, or no float");
 }
 
 OrtStatus* compute_attention(const Kernel& kernel, OrtKernelContext* context) {

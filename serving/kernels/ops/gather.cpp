@@ -7,23 +7,11 @@
 
 namespace qexport {
 
-OrtStatus* prepare_gather(Kernel& kernel, const OrtKernelInfo* info) {
-  QX_TRY(ort.KernelInfoGetAttribute_int64(info, "K", &kernel.k));
-  if (kernel.k < 1 || kernel.k > MAX_K) {
-    kernel.broken = "attribute K must be from 1 to 65536";
-    return nullptr;
-  }
-  int constant = 0;
-  const OrtValue* value = nullptr;
-  QX_TRY(ort.KernelInfoGetConstantInput_tensor(info, 1, &constant, &value));
-  if (!constant || value == nullptr) {
-    kernel.broken = "input table, the packed embedding, must be a constant of the model";
-    return nullptr;
-  }
+void prepare_gather(Kernel& kernel, const OrtKernelInfo* info) {
   Tensor packed;
-  QX_TRY(read_value(value, packed));
+  if (!read_width(kernel, info)) return;
+  if (!read_constant(kernel, info, 1, "input table, the packed embedding, must be a constant of the model", packed)) return;
   kernel.broken = packed_problem(packed, kernel.op->variant, kernel.k);
-  return nullptr;
 }
 
 OrtStatus* compute_gather(const Kernel& kernel, OrtKernelContext* context) {

@@ -8,28 +8,19 @@
 
 namespace qexport {
 
-OrtStatus* prepare_matmul(Kernel& kernel, const OrtKernelInfo* info) {
+void prepare_matmul(Kernel& kernel, const OrtKernelInfo* info) {
   const int bits = kernel.op->variant;
-  QX_TRY(ort.KernelInfoGetAttribute_int64(info, "K", &kernel.k));
-  if (kernel.k < 1 || kernel.k > MAX_K) {
-    kernel.broken = "attribute K must be from 1 to 65536";
-    return nullptr;
-  }
-  int constant = 0;
-  const OrtValue* value = nullptr;
-  QX_TRY(ort.KernelInfoGetConstantInput_tensor(info, 3, &constant, &value));
-  if (!constant || value == nullptr) {
-    kernel.broken = "input B, the packed weight, must be a constant of the model";
-    return nullptr;
-  }
   Tensor packed;
-  QX_TRY(read_value(value, packed));
+  if (!read_width(kernel, info)) return;
+  if (!read_constant(kernel, info, 3, "input B, the packed weight, must be a constant of the model", packed)) return;
   kernel.broken = packed_problem(packed, bits, kernel.k);
-  if (kernel.broken) return nullptr;
+  if (kernel.broken) return;
   kernel.memory = take_memory(weight_bytes(bits, packed.dims[0], kernel.k));
-  if (kernel.memory == nullptr) return fail("no memory left for a packed weight");
+  if (kernel.memory == nullptr) {
+    kernel.broken = "no memory left for a packed weight";
+    return;
+  }
   repack(kernel.weight, bits, packed.dims[0], kernel.k, packed.bytes(), kernel.memory);
-  return nullptr;
 }
 
 OrtStatus* compute_matmul(const Kernel& kernel, OrtKernelContext* context) {

@@ -50,6 +50,31 @@ OrtStatus* read_value(const OrtValue* value, Tensor& tensor) {
   return nullptr;
 }
 
+static bool held(Kernel& kernel, OrtStatus* status, const char* problem) {
+  if (!status) return true;
+  ort.ReleaseStatus(status);
+  kernel.broken = problem;
+  return false;
+}
+
+bool read_attribute(Kernel& kernel, const OrtKernelInfo* info, const char* name, int64_t* value, const char* problem) {
+  return held(kernel, ort.KernelInfoGetAttribute_int64(info, name, value), problem);
+}
+bool read_attribute(Kernel& kernel, const OrtKernelInfo* info, const char* name, float* value, const char* problem) {
+  return held(kernel, ort.KernelInfoGetAttribute_float(info, name, value), problem);
+}
+
+bool read_constant(Kernel& kernel, const OrtKernelInfo* info, size_t index, const char* problem, Tensor& tensor) {
+  int constant = 0;
+  const OrtValue* value = nullptr;
+  if (!held(kernel, ort.KernelInfoGetConstantInput_tensor(info, index, &constant, &value), problem)) return false;
+  if (!constant || value == nullptr) {
+    kernel.broken = problem;
+    return false;
+  }
+  return held(kernel, read_value(value, tensor), "a constant tensor has more than 8 dimensions, or is too large");
+}
+
 OrtStatus* input(OrtKernelContext* context, const Op& op, size_t index, Tensor& tensor) {
   const OrtValue* value = nullptr;
   QX_TRY(ort.KernelContext_GetInput(context, index, &value));

@@ -21,7 +21,7 @@ struct Op : OrtCustomOp {
   int outputs;
   int output_types[3];
   int variant;  // bits of the weight, or the kind of scales
-  OrtStatus* (*prepare)(Kernel&, const OrtKernelInfo*);  // null where nothing is to be prepared
+  void (*prepare)(Kernel&, const OrtKernelInfo*);  // null where nothing is to be prepared; a problem goes to Kernel::broken
   OrtStatus* (*compute)(const Kernel&, OrtKernelContext*);
 };
 
@@ -57,6 +57,13 @@ struct Tensor {
 // An error made of pieces of text and numbers; a null text ends it.
 OrtStatus* fail(const char* what, int64_t got, const char* then);
 OrtStatus* fail(const char* what);
+
+// Attributes that a kernel cannot do without. Where one is missing or of another type the kernel is broken, and that is false.
+bool read_attribute(Kernel& kernel, const OrtKernelInfo* info, const char* name, int64_t* value, const char* problem);
+bool read_attribute(Kernel& kernel, const OrtKernelInfo* info, const char* name, float* value, const char* problem);
+
+// Input `index` where it is a constant of the model, else the kernel is broken.
+bool read_constant(Kernel& kernel, const OrtKernelInfo* info, size_t index, const char* problem, Tensor& tensor);
 
 OrtStatus* read_value(const OrtValue* value, Tensor& tensor);
 OrtStatus* input(OrtKernelContext* context, const Op& op, size_t index, Tensor& tensor);

@@ -1,8 +1,15 @@
-// The check that every packed tensor of a file goes through before a byte of it is used.
+// The checks that every packed tensor of a file goes through before a byte of it is used.
 
 #include "ops.h"
 
 namespace qexport {
+
+bool read_width(Kernel& kernel, const OrtKernelInfo* info) {
+  if (!read_attribute(kernel, info, "K", &kernel.k, "attribute K is missing, or no integer")) return false;
+  if (kernel.k >= 1 && kernel.k <= MAX_K) return true;
+  kernel.broken = "attribute K must be from 1 to 65536";
+  return false;
+}
 
 const char* packed_problem(const Tensor& packed, int bits, int64_t k) {
   if (packed.type != ORT_UINT8) return "a packed weight must be uint8";

@@ -13,15 +13,13 @@
 
 namespace qexport {
 
-static OrtStatus* clip_attribute(Kernel& kernel, const OrtKernelInfo* info) {
-  return ort.KernelInfoGetAttribute_float(info, "clip", &kernel.clip);
+void prepare_quantize(Kernel& kernel, const OrtKernelInfo* info) {
+  read_attribute(kernel, info, "clip", &kernel.clip, "attribute clip is missing, or no float");
 }
 
-OrtStatus* prepare_quantize(Kernel& kernel, const OrtKernelInfo* info) { return clip_attribute(kernel, info); }
-
-OrtStatus* prepare_norm(Kernel& kernel, const OrtKernelInfo* info) {
-  QX_TRY(ort.KernelInfoGetAttribute_float(info, "epsilon", &kernel.epsilon));
-  return kernel.op->variant == STATIC ? nullptr : clip_attribute(kernel, info);
+void prepare_norm(Kernel& kernel, const OrtKernelInfo* info) {
+  if (!read_attribute(kernel, info, "epsilon", &kernel.epsilon, "attribute epsilon is missing, or no float")) return;
+  if (kernel.op->variant != STATIC) prepare_quantize(kernel, info);
 }
 
 static int64_t width_of(const Tensor& x) { return x.last(); }
