@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from transformers import ProgressCallback, TrainerCallback
 
+from qexport.training.calibration import learned_thresholds
+from qexport.training.quantizers.learned import THRESHOLD_FLOOR
 from qexport.training.student import QuantEmbedding, QuantLinear
 
-__all__ = ["Curvature", "Lines", "StopOnSignal", "log_line"]
+__all__ = ["Curvature", "Lines", "StopOnSignal", "Thresholds", "log_line"]
 
 _EPSILON = 1e-8  # as in the released code of loss-aware quantisation
 
@@ -39,6 +41,19 @@ class Curvature(TrainerCallback):
             entry = moments.get(module.weight)
             if entry:
                 torch.sqrt(entry["exp_avg_sq"], out=module.curvature).add_(_EPSILON)
+
+
+class Thresholds(TrainerCallback):
+    """After each step keep learned thresholds above zero."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.thresholds = [parameter for group in learned_thresholds(model) for parameter in group]
+
+    @torch.no_grad()
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """transformers' hook, after the optimiser's update."""
+        for parameter in self.thresholds:
+            parameter.clamp_(min=THRESHOLD_FLOOR)
 
 
 def log_line(step: int, steps: int, logs: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ class TrainConfig:
     """
 
     method: str
-    """Method: fp32, ternarybert, ternarybert-lat or q8bert."""
+    """Method: fp32, ternarybert, ternarybert-lat, q8bert, lsq, lsq-kd or kdlsq."""
     output: Path
     """Folder for the trained model, Hugging Face layout."""
     task: str | None = None
@@ -45,6 +45,9 @@ class TrainConfig:
     """Clip activations to [-c, c] before they are quantised; 0 for no clip; TernaryBERT as published: 2.5."""
     position_bits: int | None = None
     """Bits of the position embedding: 8 or 32."""
+    truncation: float | None = None
+    """Methods with learned steps: the part of the values that lies beyond the clipping threshold at the start
+    (Algorithm 1 of KDLSQ-BERT), half of it on each side; default: 0.05."""
     as_published: bool = False
     """Quantise as the paper's released code does instead of by qexport's defaults, as far as docs/methods.md
     says; single quantisation options still win."""
@@ -73,7 +76,11 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after so many optimiser steps; overrides --epochs."""
     lr: float | None = None
-    """Peak learning rate; default: 5e-5 for fp32, 2e-5 for the other methods."""
+    """Peak learning rate; default: 5e-5 for fp32, lsq, lsq-kd and kdlsq, 2e-5 for the other methods."""
+    weight_step_lr: float | None = None
+    """Peak learning rate of learned steps of weights; default: 1e-3."""
+    activation_step_lr: float | None = None
+    """Peak learning rate of learned steps of activations; default: 3e-2."""
     batch_size: int | None = None
     """Rows in a forward pass of one process; default: 32."""
     eval_batch_size: int = 64
@@ -82,7 +89,7 @@ class TrainConfig:
     """Forward passes in an optimiser step."""
     warmup: float | None = None
     """Fraction of the steps over which the learning rate rises; after them it falls linearly to 0; default:
-    0.1."""
+    0 for lsq, lsq-kd and kdlsq, 0.1 for the other methods."""
     weight_decay: float | None = None
     """Decoupled weight decay of matrices and embeddings; biases and LayerNorm have none; default: 0.01."""
     max_length: int | None = None
@@ -99,13 +106,14 @@ class TrainConfig:
     """Batches of similar length: less padding, another order of rows than plain shuffling."""
 
     hidden_weight: float | None = None
-    """Weight of the loss between hidden states; default: 1 for TernaryBERT, else 0."""
+    """Weight of the loss between hidden states; default: 1 for TernaryBERT, lsq-kd and kdlsq, else 0."""
     attention_weight: float | None = None
-    """Weight of the loss between attention scores; default: 1 for TernaryBERT, else 0."""
+    """Weight of the loss between attention scores; default: 1 for TernaryBERT, lsq-kd and kdlsq, else 0."""
     logits_weight: float | None = None
-    """Weight of the loss between logits (soft cross-entropy); default: 1 for TernaryBERT, else 0."""
+    """Weight of the loss between logits (soft cross-entropy); default: 1 for TernaryBERT, lsq-kd and kdlsq,
+    else 0."""
     label_weight: float | None = None
-    """Weight of the loss with the true labels; default: 0 for TernaryBERT, else 1."""
+    """Weight of the loss with the true labels; default: 0 for TernaryBERT and lsq-kd, else 1."""
     temperature: float = 1.0
     """Temperature of the soft cross-entropy."""
 
@@ -136,6 +144,8 @@ class TrainConfig:
             "epochs",
             "max_steps",
             "lr",
+            "weight_step_lr",
+            "activation_step_lr",
             "batch_size",
             "eval_batch_size",
             "gradient_accumulation",
@@ -165,6 +175,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be 0 or greater, got {value}")
+        if self.truncation is not None and not 0 <= self.truncation < 1:
+            raise UsageError(f"--truncation must be at least 0 and below 1, got {self.truncation:g}")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, paths as text."""

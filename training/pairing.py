@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from qexport.errors import UsageError
 from qexport.training.config import TrainConfig
@@ -16,7 +16,7 @@ from qexport.training.recipes.base import Losses
 from qexport.training.student import quantize_model
 from qexport.training.tasks import Task
 
-__all__ = ["load_pair", "longest_sequence", "teacher_labels"]
+__all__ = ["load_pair", "longest_sequence", "quantization_of", "teacher_labels"]
 
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -73,13 +73,13 @@ def load_pair(
     return model, teacher
 
 
-def teacher_labels(config: TrainConfig, losses: Losses) -> list[str] | None:
+def teacher_labels(config: TrainConfig) -> list[str] | None:
     """Class names of a local teacher in its own order, so that a label id means the same to both.
 
     Returns:
-        None where no teacher is needed, for regression, or if its config.json has no names.
+        None where there is no teacher, for regression, or if its config.json has no names.
     """
-    if not losses.distils or config.teacher is None or config.regression:
+    if config.teacher is None or config.regression:
         return None
     file = Path(resolve_model(config.teacher)) / "config.json"
     if not file.is_file():
@@ -89,8 +89,16 @@ def teacher_labels(config: TrainConfig, losses: Losses) -> list[str] | None:
     return None if not ordered or all(name.startswith("LABEL_") for name in ordered) else ordered
 
 
-def longest_sequence(model: PreTrainedModel) -> int:
+def longest_sequence(config: PreTrainedConfig) -> int:
     """Positions of the table, less the offset of RoBERTa's padding index."""
-    positions = int(model.config.max_position_embeddings)
-    roberta = model.config.model_type in ("roberta", "xlm-roberta", "camembert")
-    return positions - 1 - int(model.config.pad_token_id) if roberta else positions
+    positions = int(config.max_position_embeddings)
+    roberta = config.model_type in ("roberta", "xlm-roberta", "camembert")
+    return positions - 1 - int(config.pad_token_id) if roberta else positions
+
+
+def quantization_of(model: Any) -> QuantConfig | None:
+    """How a model is quantised; None for a float model of full width."""
+    stored = getattr(model.config, "quantization_config", None)
+    if stored is None:
+        return None
+    return QuantConfig.from_dict(stored if isinstance(stored, dict) else stored.to_dict())

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from qexport.errors import UnsupportedModelError, UsageError
-from qexport.formats import ACTIVATION_MODES, GRANULARITIES, Bits, parse_bits
+from qexport.formats import ACTIVATION_MODES, GRANULARITIES, Bits, max_code, parse_bits
 
 __all__ = ["QUANT_METHOD", "WEIGHT_QUANTIZERS", "QuantConfig"]
 
 QUANT_METHOD = "qexport"
 """Value of `quant_method` in config.json, the name registered with transformers."""
 
-WEIGHT_QUANTIZERS = ("twn", "lat", "minmax")
+WEIGHT_QUANTIZERS = ("twn", "lat", "minmax", "lsq", "bwn")
 """Families of weight quantisers, see training/quantizers."""
 
 
@@ -27,9 +27,12 @@ class QuantConfig:
     bits: str
     """W-E-A notation: encoder weights, word embedding, activations."""
     weight_quantizer: str = "twn"
-    """Ternary rule: twn (threshold 0.7 mean|w|) or lat (loss-aware); other widths always use minmax."""
+    """Ternary rule: twn (threshold 0.7 mean|w|) or lat (loss-aware); other widths always use minmax. Or lsq:
+    learned steps at every width. Or bwn: binary at 1 bit (sign times mean|w|), twn at 2."""
     granularity: str = "row"
-    """Scales of a weight matrix [N, K]: row [N] or matrix [1]. The embedding always has one per row."""
+    """Scales of a weight matrix [N, K]: row [N] or matrix [1]."""
+    embedding_granularity: str = "row"
+    """Scales of the word embedding [V, D]: row [V], or, with learned steps only, matrix [1]."""
     activations: str = "dynamic-token"
     """Scale of activations: dynamic-token, dynamic-tensor or static."""
     activation_clip: float = 0.0
@@ -46,16 +49,51 @@ class QuantConfig:
     """Quantise attention values."""
     quantize_head: bool = False
     """Quantise the last task layer too."""
+    split_weights: bool = False
+    """A matrix is the sum of two binary ones: ternary weight splitting. Needs 1-bit weights."""
+    split_embedding: bool = False
+    """The word embedding is the sum of two binary tables. Needs a 1-bit embedding."""
+    kept_heads: int = 0
+    """Attention heads of a layer, the first ones of the architecture's; 0 for all."""
+    kept_neurons: int = 0
+    """Neurons of a feed-forward part, the first ones of the architecture's; 0 for all."""
+    learned_activations: bool = False
+    """Steps of static activations are learned, else they are moving averages."""
+    gradient_scale: bool = True
+    """Scale the gradient of learned steps by 1 / sqrt(values * largest code), as LSQ does."""
+    unsigned_probabilities: bool = True
+    """Learned steps below 8 bits: probabilities take codes 0..2**bits - 1, else the upper half of the
+    symmetric ones."""
 
     def __post_init__(self) -> None:
         bits = parse_bits(self.bits)
-        if 1 in (bits.weight, bits.embedding):
+        if 1 in (bits.weight, bits.embedding) and self.weight_quantizer != "bwn":
             raise UsageError(f"{self.method}: 1-bit weights are not defined for this method, got {self.bits}")
-        if bits.activation not in (8, 32):
-            raise UsageError(f"{self.method}: activations must have 8 or 32 bits, got {self.bits}")
+        if (self.split_weights and bits.weight != 1) or (self.split_embedding and bits.embedding != 1):
+            raise UsageError(f"{self.method}: only 1-bit weights are split in two, got {self.bits}")
+        if self.split_embedding and not self.split_weights:
+            raise UsageError(
+                f"{self.method}: the embedding is split only with the matrices; set split_weights"
+            )
+        if min(self.kept_heads, self.kept_neurons) < 0 or bool(self.kept_heads) != bool(self.kept_neurons):
+            raise UsageError(
+                "kept_heads and kept_neurons must both be given, or both be 0; got "
+                f"{self.kept_heads} and {self.kept_neurons}"
+            )
+        if bits.activation not in (8, 32) and not (self.learns_activations and bits.activation > 1):
+            raise UsageError(
+                f"{self.method}: activations must have 8 or 32 bits, or 2 to 8 where their steps are learned "
+                f"(static), got {self.bits} with {self.activations}"
+            )
+        if self.learns_activations and self.activation_clip:
+            raise UsageError(
+                f"{self.method} learns where activations are clipped, so --activation-clip "
+                f"{self.activation_clip:g} has no meaning for it; leave it out"
+            )
         for name, value, allowed in (
             ("weight_quantizer", self.weight_quantizer, WEIGHT_QUANTIZERS),
             ("granularity", self.granularity, GRANULARITIES),
+            ("embedding_granularity", self.embedding_granularity, GRANULARITIES),
             ("activations", self.activations, ACTIVATION_MODES),
             ("position_bits", self.position_bits, (8, 32)),
         ):
@@ -71,6 +109,23 @@ class QuantConfig:
     def wea(self) -> Bits:
         """The parsed `bits`."""
         return parse_bits(self.bits)
+
+    @property
+    def learns_activations(self) -> bool:
+        """Whether the steps of activations are parameters."""
+        return self.learned_activations and self.activations == "static"
+
+    @property
+    def largest_probability_code(self) -> int:
+        """Of learned steps: 127 for 8 bits, as everywhere; below, see `unsigned_probabilities`."""
+        bits = self.wea.activation
+        return max_code(bits) if bits >= 8 or not self.unsigned_probabilities else (1 << bits) - 1
+
+    def table_rule(self, table: str) -> tuple[str, str]:
+        """Weight quantiser and granularity of an embedding table: steps are learned for the words only."""
+        if self.weight_quantizer != "lsq":
+            return self.weight_quantizer, "row"
+        return ("lsq", self.embedding_granularity) if table == "word_embeddings" else ("minmax", "row")
 
     def to_dict(self) -> dict[str, Any]:
         """For config.json, with `quant_method`."""

@@ -30,6 +30,7 @@ __all__ = [
     "check_folder",
     "fetch_hub_tokenizer",
     "finish",
+    "history",
     "newest_checkpoint",
     "reported_metrics",
 ]
@@ -55,7 +56,9 @@ def check_folder(config: TrainConfig) -> None:
     if output.exists() and not output.is_dir():
         raise OutputExistsError(f"{output} is a file; choose another --output")
     finished = (output / TRAIN_REPORT).exists()
-    begun = any((output / CHECKPOINTS).glob("checkpoint-*"))
+    begun = any(
+        any((output / CHECKPOINTS).glob(name)) for name in ("checkpoint-*", "*/checkpoint-*", "*/model")
+    )
     if config.force:
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     elif finished:
@@ -74,20 +77,16 @@ def check_folder(config: TrainConfig) -> None:
         (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
 
 
-def newest_checkpoint(output: Path) -> Path:
-    """The last checkpoint that was written to its end.
+def newest_checkpoint(folder: Path) -> Path:
+    """The last checkpoint in `folder` that was written to its end.
 
     Raises:
         UsageError: there is none.
     """
-    found = sorted(
-        (output / CHECKPOINTS).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1])
-    )
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
     complete = [path for path in found if (path / "trainer_state.json").is_file()]
     if not complete:
-        raise UsageError(
-            f"--resume: no complete checkpoint in {output / CHECKPOINTS}; pass --force to start anew"
-        )
+        raise UsageError(f"--resume: no complete checkpoint in {folder}; pass --force to start anew")
     return complete[-1]
 
 
@@ -115,6 +114,7 @@ def finish(
     losses: Losses,
     data: TaskData,
     tokenizer_folder: Path,
+    stages: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, float],
     max_length: int,
     seconds: float,
@@ -128,6 +128,7 @@ def finish(
         losses: weights of the training loss.
         data: what was trained and evaluated on.
         tokenizer_folder: where the tokenizer's files are copied from.
+        stages: what was recorded of each stage, the last included; empty for a method of one training.
         metrics: of the best checkpoint, keys "<split>/<metric>".
         max_length: tokens kept of a sentence or pair.
         seconds: wall clock of this call.
@@ -141,15 +142,20 @@ def finish(
         if (tokenizer_folder / name).is_file():
             shutil.copyfile(tokenizer_folder / name, part / name)
     report = _report(config, trainer, quant, losses, data, metrics, max_length, seconds)
+    if stages:
+        report["stages"] = list(stages)
     (output / TRAIN_REPORT).unlink(missing_ok=True)
     for file in sorted(part.iterdir()):
         os.replace(file, output / file.name)
     part.rmdir()
     atomic_write_text(output / TRAIN_REPORT, json.dumps(report, indent=2, default=float) + "\n")
     if config.logging == "tensorboard":
-        for run in (output / CHECKPOINTS).glob("runs/*"):
+        for run in (*(output / CHECKPOINTS).glob("runs/*"), *(output / CHECKPOINTS).glob("*/runs/*")):
+            stage = run.parents[1].name
             (output / "runs").mkdir(exist_ok=True)
-            shutil.move(str(run), str(output / "runs" / run.name))
+            shutil.move(
+                str(run), str(output / "runs" / (run.name if stage == CHECKPOINTS else f"{stage}-{run.name}"))
+            )
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
 
 
@@ -179,7 +185,7 @@ def _report(
         "main_metric": data.task.main_metric,
         "best_checkpoint_metric": trainer.state.best_metric,
         "steps": trainer.state.global_step,
-        "history": _history(trainer.state.log_history, data),
+        "history": history(trainer.state.log_history, data),
         "seed": config.seed,
         "data": {
             "source": data.source,
@@ -204,7 +210,7 @@ def _report(
     }
 
 
-def _history(log: Sequence[Mapping[str, Any]], data: TaskData) -> list[dict[str, Any]]:
+def history(log: Sequence[Mapping[str, Any]], data: TaskData) -> list[dict[str, Any]]:
     """The log of the run; of an evaluation only the task's metrics and the loss."""
     prefixes = ("eval_", *(f"eval_{split}_" for split in data.evals))
     kept = {prefix + name for prefix in prefixes for name in (*data.task.metrics, "loss")}

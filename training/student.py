@@ -21,11 +21,20 @@ from qexport.formats import max_code
 from qexport.training.quant_config import QuantConfig
 from qexport.training.quantizers import (
     ActivationQuantizer,
+    binary_weight_network,
     loss_aware_ternary,
     minmax,
     straight_through,
     ternary_weight_network,
 )
+from qexport.training.quantizers.learned import (
+    LearnedActivation,
+    gradient_factor,
+    learned_codes,
+    learned_step,
+    truncated_threshold,
+)
+from qexport.training.width import cut_width
 
 __all__ = [
     "ATTENTION_NAME",
@@ -78,14 +87,32 @@ class _QuantWeight(nn.Module):
 
     weight: Tensor
     curvature: Tensor
+    weight_threshold: nn.Parameter
     bits: int
     granularity: str
     weight_quantizer: str
     weight_clip: float
+    gradient_scale: bool
+    observing: float | None = None
+    """While thresholds are initialised, the truncation ratio: the module then computes in float."""
 
-    def _set_rule(self, bits: int, granularity: str, weight_quantizer: str, weight_clip: float) -> None:
+    def _set_rule(
+        self,
+        weight: Tensor,
+        bits: int,
+        granularity: str,
+        weight_quantizer: str,
+        weight_clip: float,
+        gradient_scale: bool,
+    ) -> None:
         self.bits, self.granularity = bits, granularity
         self.weight_quantizer, self.weight_clip = weight_quantizer, weight_clip
+        self.gradient_scale = gradient_scale
+        if self.uses_curvature:
+            self.register_buffer("curvature", torch.zeros_like(weight, requires_grad=False))
+        if self.learns_steps:
+            count = weight.shape[0] if granularity == "row" else 1
+            self.weight_threshold = nn.Parameter(torch.zeros(count, device=weight.device))
 
     def train(self, mode: bool = True) -> Any:
         """Switch the mode and drop cached codes: a fused optimiser step leaves no trace in `_version`."""
@@ -96,27 +123,50 @@ class _QuantWeight(nn.Module):
     def uses_curvature(self) -> bool:
         return self.bits == 2 and self.weight_quantizer == "lat"
 
+    @property
+    def learns_steps(self) -> bool:
+        return self.weight_quantizer == "lsq"
+
+    @torch.no_grad()
+    def set_threshold(self, truncation: float) -> None:
+        """Initialise learned steps from the latent weight, by Algorithm 1 of KDLSQ-BERT."""
+        rows = self.weight if self.granularity == "row" else self.weight.reshape(1, -1)
+        self.weight_threshold.copy_(truncated_threshold(rows, truncation))
+
+    def _fake_learned(self, weight: Tensor, threshold: Tensor) -> Tensor:
+        """code * step with gradients for the latent weight, unclipped, and for the threshold."""
+        top = max_code(self.bits)
+        count = self.weight.numel() // self.weight_threshold.numel()
+        factor = gradient_factor(count, top) if self.gradient_scale else 1.0
+        return learned_step(weight, threshold.unsqueeze(-1), top, clipped=False, factor=factor)
+
     def _quantize(self, weight: Tensor, curvature: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.weight_clip > 0:
             weight = weight.clamp(-self.weight_clip, self.weight_clip)
         if curvature is not None:
             return loss_aware_ternary(weight, self.granularity, curvature)
-        if self.bits == 2 and self.weight_quantizer == "twn":
+        if self.bits == 1:
+            return binary_weight_network(weight, self.granularity)
+        if self.bits == 2 and self.weight_quantizer in ("twn", "bwn"):
             return ternary_weight_network(weight, self.granularity)
         return minmax(weight, self.granularity, self.bits)
 
     def _codes(self) -> tuple[Tensor, Tensor]:
         """Codes float32 [N, K] and scale of the whole matrix, cached until the latent weight changes."""
         curvature = self.curvature if self.uses_curvature else None
-        key = (
-            self.weight._version,
-            self.weight.data_ptr(),
-            None if curvature is None else curvature._version,
+        threshold = self.weight_threshold if self.learns_steps else None
+        key = tuple(
+            None if tensor is None else (tensor._version, tensor.data_ptr())
+            for tensor in (self.weight, curvature, threshold)
         )
         cached = self.__dict__.get("_cache")
         if cached is None or cached[0] != key:
             with torch.no_grad():
-                cached = (key, *self._quantize(self.weight.detach().float(), curvature))
+                weight = self.weight.detach().float()
+                if threshold is None:
+                    cached = (key, *self._quantize(weight, curvature))
+                else:
+                    cached = (key, *learned_codes(weight, threshold.detach(), max_code(self.bits)))
             self.__dict__["_cache"] = cached
         return cached[1], cached[2]
 
@@ -141,32 +191,39 @@ class QuantLinear(_QuantWeight, nn.Linear):
         granularity: str,
         weight_quantizer: str = "twn",
         weight_clip: float = 0.0,
+        gradient_scale: bool = True,
         activation: ActivationQuantizer | None = None,
     ) -> None:
         """Take over the parameters of `linear`."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self._set_rule(bits, granularity, weight_quantizer, weight_clip)
+        self._set_rule(self.weight, bits, granularity, weight_quantizer, weight_clip, gradient_scale)
         self.activation = activation
-        if self.uses_curvature:
-            self.register_buffer("curvature", torch.zeros_like(linear.weight, requires_grad=False))
 
     def extra_repr(self) -> str:
         return f"{nn.Linear.extra_repr(self)}, bits={self.bits}, {self.granularity}"
 
+    def fake_weight(self) -> Tensor:
+        """The quantised weight, float32 [N, K], with its gradient to what is trained."""
+        if self.learns_steps:
+            return self._fake_learned(self.weight, self.weight_threshold)
+        with torch.no_grad():
+            codes, scale = self._quantize(
+                self.weight.detach(), self.curvature if self.uses_curvature else None
+            )
+            quantized = codes.mul_(scale.unsqueeze(-1))
+        return straight_through(self.weight, quantized, self.weight_clip)
+
     def forward(self, input: Tensor) -> Tensor:
         """Float32 [..., K] -> float32 [..., N]."""
+        if self.observing is not None:
+            if isinstance(self.activation, LearnedActivation):
+                self.activation.observe(input, self.observing)
+            return functional.linear(input, self.weight, self.bias)
         if self.training:
-            with torch.no_grad():
-                codes, scale = self._quantize(
-                    self.weight.detach(), self.curvature if self.uses_curvature else None
-                )
-                quantized = codes.mul_(scale.unsqueeze(-1))
-            weight = straight_through(self.weight, quantized, self.weight_clip)
-            return functional.linear(
-                input if self.activation is None else self.activation(input), weight, self.bias
-            )
+            x = input if self.activation is None else self.activation(input)
+            return functional.linear(x, self.fake_weight(), self.bias)
         codes, scale = self._codes()
         if self.activation is None:
             return functional.linear(input, codes * scale.unsqueeze(-1), self.bias)
@@ -176,10 +233,20 @@ class QuantLinear(_QuantWeight, nn.Linear):
 
 
 class QuantEmbedding(_QuantWeight, nn.Embedding):
-    """nn.Embedding with a quantised table, one scale per row; only rows that are looked up are quantised."""
+    """nn.Embedding with a quantised table; only rows that are looked up are quantised.
+
+    There is one scale per row; a learned step may also be one for the table (granularity "matrix").
+    """
 
     def __init__(
-        self, embedding: nn.Embedding, *, bits: int, weight_quantizer: str = "twn", weight_clip: float = 0.0
+        self,
+        embedding: nn.Embedding,
+        *,
+        bits: int,
+        granularity: str = "row",
+        weight_quantizer: str = "twn",
+        weight_clip: float = 0.0,
+        gradient_scale: bool = True,
     ) -> None:
         """Take over the table of `embedding`."""
         nn.Module.__init__(self)
@@ -188,9 +255,7 @@ class QuantEmbedding(_QuantWeight, nn.Embedding):
         self.norm_type, self.scale_grad_by_freq = embedding.norm_type, embedding.scale_grad_by_freq
         self.sparse = embedding.sparse
         self.weight = embedding.weight
-        self._set_rule(bits, "row", weight_quantizer, weight_clip)
-        if self.uses_curvature:
-            self.register_buffer("curvature", torch.zeros_like(embedding.weight, requires_grad=False))
+        self._set_rule(self.weight, bits, granularity, weight_quantizer, weight_clip, gradient_scale)
 
     def extra_repr(self) -> str:
         return f"{nn.Embedding.extra_repr(self)}, bits={self.bits}"
@@ -198,6 +263,13 @@ class QuantEmbedding(_QuantWeight, nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """int64 [...] -> float32 [..., D]."""
         rows = nn.Embedding.forward(self, input)
+        if self.observing is not None:
+            return rows
+        if self.learns_steps:
+            threshold: Tensor = self.weight_threshold
+            if self.granularity == "row":
+                threshold = functional.embedding(input, threshold.unsqueeze(-1)).squeeze(-1)
+            return self._fake_learned(rows, threshold)
         with torch.no_grad():
             curvature = functional.embedding(input, self.curvature) if self.uses_curvature else None
             codes, scale = self._quantize(rows.detach(), curvature)
@@ -205,21 +277,41 @@ class QuantEmbedding(_QuantWeight, nn.Embedding):
         return straight_through(rows, quantized, self.weight_clip)
 
 
+def activation_quantizer(
+    config: QuantConfig, mode: str | None = None, *, top: int | None = None
+) -> ActivationQuantizer:
+    """The quantiser of one activation.
+
+    Args:
+        config: of the student.
+        mode: how the scale is found; default: the student's.
+        top: largest code of a learned step; default: that of a symmetric code.
+    """
+    bits = config.wea.activation
+    if config.learns_activations:
+        return LearnedActivation(bits=bits, top=top, gradient_scale=config.gradient_scale)
+    return ActivationQuantizer(
+        mode or config.activations, bits=bits, clip=config.activation_clip, ema=config.activation_ema
+    )
+
+
 class AttentionQuantizers(nn.Module):
     """Quantisers of the four inputs of the two attention products; sites that stay float hold None."""
 
     def __init__(self, config: QuantConfig) -> None:
         super().__init__()
-
-        def site(mode: str) -> ActivationQuantizer:
-            return ActivationQuantizer(
-                mode, bits=config.wea.activation, clip=config.activation_clip, ema=config.activation_ema
-            )
-
         value_mode = "dynamic-sequence" if config.activations == "dynamic-token" else config.activations
-        self.query, self.key = site(config.activations), site(config.activations)
-        self.probabilities = site(config.activations) if config.quantize_probabilities else None
-        self.value = site(value_mode) if config.quantize_values else None
+        top = config.largest_probability_code
+        self.query, self.key = activation_quantizer(config), activation_quantizer(config)
+        self.probabilities = activation_quantizer(config, top=top) if config.quantize_probabilities else None
+        self.value = activation_quantizer(config, value_mode) if config.quantize_values else None
+        self.observing: float | None = None
+        """While thresholds are initialised, the truncation ratio: attention is then computed in float."""
+
+    def sites(self) -> list[ActivationQuantizer]:
+        """The quantisers that there are."""
+        found = (self.query, self.key, self.probabilities, self.value)
+        return [site for site in found if site is not None]
 
 
 def qexport_attention(
@@ -246,7 +338,7 @@ def qexport_attention(
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     sites: AttentionQuantizers | None = getattr(module, "qexport_attention", None)
-    integer = sites is not None and not module.training
+    integer = sites is not None and not module.training and sites.observing is None
     if sites is None:
         scores = (query @ key.transpose(-1, -2)) * scaling
     elif integer:
@@ -287,10 +379,29 @@ def _is_self_attention(module: nn.Module) -> bool:
     return type(module).__name__.endswith("SelfAttention")
 
 
+_PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+
+
+def _share_thresholds(model: PreTrainedModel) -> None:
+    """One learned threshold for the three projections of an attention module, which read the same tensor.
+
+    The exported file then quantises that tensor once. The first projection owns the parameter; the others
+    refer to it without being its parents, so that it is saved once.
+    """
+    for module in model.modules():
+        for names in _PROJECTIONS if _is_self_attention(module) else ():
+            found = [getattr(module, name, None) for name in names]
+            linears = [linear for linear in found if isinstance(linear, QuantLinear)]
+            for linear in linears[1:]:
+                del linear.activation
+                object.__setattr__(linear, "activation", linears[0].activation)
+
+
 def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedModel:
     """Replace linears and embeddings by quantised ones, in place, keeping every parameter and its name.
 
     Not quantised: token-type embeddings, biases, LayerNorm, the last task layer (unless `quantize_head`).
+    With `kept_heads` and `kept_neurons` every layer is first cut to its first heads and neurons.
 
     Raises:
         UnsupportedModelError: an architecture whose attention this surgery does not know.
@@ -301,42 +412,49 @@ def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMod
             f"model_type '{model_type}' is not supported; use one of {', '.join(SUPPORTED_MODEL_TYPES)}"
         )
     bits = config.wea
+    if config.kept_heads:
+        cut_width(model, heads=config.kept_heads, neurons=config.kept_neurons)
+    weight_bits = 2 if config.split_weights else bits.weight  # what is split later is ternary first
+    embedding_bits = 2 if config.split_embedding else bits.embedding
     for name, module in list(model.named_modules()):
         replacement: nn.Module | None = None
         if type(module) is nn.Linear:
             if bits.weight != 32 and (config.quantize_head or name not in _HEADS):
-                activation = None
-                if bits.activation != 32:
-                    activation = ActivationQuantizer(
-                        config.activations,
-                        bits=bits.activation,
-                        clip=config.activation_clip,
-                        ema=config.activation_ema,
-                    )
                 replacement = QuantLinear(
                     module,
-                    bits=bits.weight,
+                    bits=weight_bits,
                     granularity=config.granularity,
                     weight_quantizer=config.weight_quantizer,
                     weight_clip=config.weight_clip,
-                    activation=activation,
+                    gradient_scale=config.gradient_scale,
+                    activation=None if bits.activation == 32 else activation_quantizer(config),
                 )
         elif type(module) is nn.Embedding:
-            width = {"word_embeddings": bits.embedding, "position_embeddings": config.position_bits}.get(
-                name.rsplit(".", 1)[-1], 32
+            table = name.rsplit(".", 1)[-1]
+            width = {"word_embeddings": embedding_bits, "position_embeddings": config.position_bits}.get(
+                table, 32
             )
+            weight_quantizer, granularity = config.table_rule(table)
             if width != 32:
                 replacement = QuantEmbedding(
                     module,
                     bits=width,
-                    weight_quantizer=config.weight_quantizer,
+                    granularity=granularity,
+                    weight_quantizer=weight_quantizer,
                     weight_clip=config.weight_clip,
+                    gradient_scale=config.gradient_scale,
                 )
         elif _is_self_attention(module) and bits.activation != 32:
             module.qexport_attention = AttentionQuantizers(config)
         if replacement is not None:
             replacement.train(module.training)
             model.set_submodule(name, replacement)
+    if config.split_weights:
+        from qexport.training.splitting import split_student  # that module builds on this one
+
+        split_student(model, config)
+    if config.learns_activations:
+        _share_thresholds(model)
     model.set_attn_implementation(ATTENTION_NAME)
     model.config.quantization_config = config.to_dict()
     return model

@@ -6,12 +6,13 @@ here are the loss and the stages of a run.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,24 +35,28 @@ from transformers import (
 from qexport.atomic import disk_errors
 from qexport.errors import Interrupted, MissingPackageError, UsageError
 from qexport.training.batches import Rows, Shuffle, collator, predict_logits
-from qexport.training.callbacks import Curvature, Lines, StopOnSignal
+from qexport.training.calibration import calibrate
+from qexport.training.callbacks import Curvature, Lines, StopOnSignal, Thresholds
 from qexport.training.config import TrainConfig
 from qexport.training.data import Encoded, TaskData, encode, load_task_data, load_tokenizer, pad_token_id
 from qexport.training.distill import attention_loss, hidden_loss, label_loss, logits_loss
 from qexport.training.metrics import compute_metrics
-from qexport.training.models import PACKAGED_MODEL, resolve_model
-from qexport.training.pairing import load_pair, longest_sequence, teacher_labels
+from qexport.training.models import PACKAGED_MODEL, load_config, resolve_model
+from qexport.training.pairing import longest_sequence, quantization_of, teacher_labels
 from qexport.training.recipes import Recipe, get_recipe
-from qexport.training.recipes.base import Losses
+from qexport.training.recipes.base import LearnedSteps, Losses, Stage
 from qexport.training.run_folder import (
     CHECKPOINTS,
     TRAIN_REPORT,
     check_folder,
     fetch_hub_tokenizer,
     finish,
+    history,
     newest_checkpoint,
     reported_metrics,
 )
+from qexport.training.stages import Material, StageFolder, build_pair, plan_stages
+from qexport.training.step_rates import set_step_rates
 from qexport.training.tasks import Task
 
 __all__ = ["TRAIN_REPORT", "TrainResult", "predict_logits", "train"]
@@ -86,66 +91,72 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
     started = time.monotonic()
     recipe = get_recipe(config.method)
     quant = recipe.quant_config(config)
-    losses = _losses(recipe, config)
+    plan = plan_stages(recipe, config)
+    steps = recipe.learned_steps(config)
     check_folder(config)
     if config.logging == "tensorboard":
         _need_tensorboard()
     if config.threads:
         torch.set_num_threads(config.threads)
 
-    source = config.model or config.teacher
-    if source is None:
-        if recipe.losses.distils:
-            raise UsageError(
-                f"method {recipe.name} needs --teacher, a folder made by: qexport train --method fp32"
-            )
-        source = PACKAGED_MODEL
-    data = _load_data(config, losses)
+    source = config.model or config.teacher or PACKAGED_MODEL
+    data = _load_data(config, distils=any(stage.losses.distils for stage in plan))
     task = data.task
     if data.train is None or not data.evals:
         raise UsageError(f"task {task.name}: {data.source} has no training or no evaluation rows")
     sizes = ", ".join(f"{name} {len(split.texts)}" for name, split in data.evals.items())
     say(f"data: {task.name}, {len(data.train.texts)} training rows, {sizes} ({data.source})")
 
-    set_seed(config.seed)
-    model, teacher = load_pair(config, quant, losses, source, task)
     tokenizer_folder = Path(resolve_model(source))
     if not tokenizer_folder.is_dir():
         tokenizer_folder = fetch_hub_tokenizer(source, config.output)
     tokenizer = load_tokenizer(tokenizer_folder)
-    max_length = min(config.max_length or task.max_length, longest_sequence(model))
-    evals = {name: encode(split, tokenizer, max_length) for name, split in data.evals.items()}
-    train_rows = encode(data.train, tokenizer, max_length)
-    say(f"student: {quant.bits} {quant.activations} {quant.granularity}" if quant else "model: float32")
-
-    stop = StopOnSignal()
-    trainer = _trainer(
-        config,
-        recipe,
-        model,
-        teacher=teacher,
-        losses=losses,
-        task=task,
-        train_rows=train_rows,
-        evals=evals,
-        pad_id=pad_token_id(tokenizer_folder),
-        stop=stop,
+    max_length = min(config.max_length or task.max_length, longest_sequence(load_config(source)))
+    pad_id = pad_token_id(tokenizer_folder)
+    run = _Run(
+        config=config,
+        recipe=recipe,
+        plan=plan,
+        steps=steps,
+        data=data,
+        rows=encode(data.train, tokenizer, max_length),
+        evals={name: encode(split, tokenizer, max_length) for name, split in data.evals.items()},
+        pad_id=pad_id,
+        stop=StopOnSignal(),
+        say=say,
     )
-    for standard in (PrinterCallback, ProgressCallback):  # one of them prints raw dictionaries
-        trainer.remove_callback(standard)
-    trainer.add_callback(Lines(say, bars=sys.stderr.isatty() and os.environ.get("TQDM_DISABLE") != "1"))
-    checkpoint = newest_checkpoint(config.output) if config.resume else None
-    if checkpoint:
-        say(f"resuming from {checkpoint.name}")
-    with disk_errors(config.output), stop.installed():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.stopped:
-        raise Interrupted(
-            f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, "
-            f"the checkpoint is in {config.output / CHECKPOINTS}; go on with the same command and --resume"
-        )
+    material = Material(
+        config=config,
+        quant=quant,
+        source=source,
+        task=task,
+        rows=run.rows,
+        collate=collator(pad_id),
+        finished={},
+    )
+    records: list[dict[str, Any]] = []
+    with run.stop.installed():
+        for index, stage in enumerate(plan):
+            folder = StageFolder.of(config.output / CHECKPOINTS, plan, index)
+            if len(plan) > 1 and config.resume and folder.finished:
+                records.append(folder.record())
+            else:
+                trainer = _train_stage(run, index, folder, material)
+                records.append(_record(trainer, stage, data))
+                whole = not run.stop.stopped or trainer.state.global_step >= trainer.state.max_steps
+                if whole and index + 1 < len(plan):
+                    with disk_errors(config.output):
+                        folder.keep(trainer, records[-1])
+                if run.stop.stopped:
+                    where = f"in stage {stage.name} ({index + 1} of {len(plan)}) " if len(plan) > 1 else ""
+                    raise Interrupted(
+                        f"training stopped {where}at step {trainer.state.global_step} of "
+                        f"{trainer.state.max_steps}, the checkpoint is in {folder.path}; go on with the same "
+                        "command and --resume"
+                    )
+            material = dataclasses.replace(material, finished={**material.finished, stage.name: folder.model})
     metrics = {}
-    for name, rows in evals.items():
+    for name, rows in run.evals.items():
         scores = reported_metrics(trainer.evaluate(Rows(rows, by_length=True)), task)
         metrics.update({f"{name}/{key}": value for key, value in scores.items()})
     seconds = time.monotonic() - started
@@ -154,16 +165,84 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
             finish(
                 config,
                 trainer,
-                quant=quant,
-                losses=losses,
+                quant=quantization_of(trainer.model),
+                losses=plan[-1].losses,
                 data=data,
                 tokenizer_folder=tokenizer_folder,
+                stages=records if len(plan) > 1 else (),
                 metrics=metrics,
                 max_length=max_length,
                 seconds=seconds,
             )
     trainer.accelerator.wait_for_everyone()
     return TrainResult(config.output, metrics, seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What the stages of a run share."""
+
+    config: TrainConfig
+    recipe: Recipe
+    plan: Sequence[Stage]
+    steps: LearnedSteps | None
+    data: TaskData
+    rows: Encoded
+    evals: Mapping[str, Encoded]
+    pad_id: int
+    stop: StopOnSignal
+    say: Callable[[str], None]
+
+
+def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material) -> Distiller:
+    """Train one stage to its end, or to the first Ctrl-C; the trainer then has the best model."""
+    config, stage = run.config, run.plan[index]
+    mark = f"[{index + 1}/{len(run.plan)} {stage.name}] " if len(run.plan) > 1 else ""
+
+    def say(line: str) -> None:
+        run.say(mark + line)
+
+    set_seed(config.seed)
+    model, teacher = build_pair(stage, material)
+    quant = quantization_of(model)
+    if quant is None or quant.wea.weight == 32:
+        say("model: float32")
+    else:
+        say(f"student: {quant.bits} {quant.activations} {quant.granularity}")
+    if run.steps is not None:
+        count = config.batch_size or run.recipe.optimisation.batch_size
+        calibrate(
+            model,
+            run.rows,
+            count=count,
+            seed=config.seed,
+            pad_id=run.pad_id,
+            truncation=run.steps.truncation,
+        )
+        say(f"initial steps: {run.steps.truncation:g} of the values truncated, on {count} rows")
+    trainer = _trainer(run, stage, folder.path, model, teacher)
+    for standard in (PrinterCallback, ProgressCallback):  # one of them prints raw dictionaries
+        trainer.remove_callback(standard)
+    trainer.add_callback(Lines(say, bars=sys.stderr.isatty() and os.environ.get("TQDM_DISABLE") != "1"))
+    checkpoint = None
+    if config.resume and (folder.begun or len(run.plan) == 1):
+        checkpoint = newest_checkpoint(folder.path)
+        say(f"resuming from {checkpoint.name}")
+    with disk_errors(config.output):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer
+
+
+def _record(trainer: Trainer, stage: Stage, data: TaskData) -> dict[str, Any]:
+    """What the report says about a stage."""
+    return {
+        "name": stage.name,
+        "losses": dataclasses.asdict(stage.losses),
+        "teacher": stage.teacher or None,
+        "steps": trainer.state.global_step,
+        "best_checkpoint_metric": trainer.state.best_metric,
+        "history": history(trainer.state.log_history, data),
+    }
 
 
 class Distiller(Trainer):
@@ -176,9 +255,11 @@ class Distiller(Trainer):
         losses: Losses,
         task: Task,
         temperature: float,
+        steps: LearnedSteps | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.steps = steps
         self.teacher, self.losses, self.task, self.temperature = teacher, losses, task, temperature
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, accumulation divides it
         self._sums: dict[str, float] = {}
@@ -239,6 +320,14 @@ class Distiller(Trainer):
             )
         return terms
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """transformers' AdamW; learned steps have learning rates of their own."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh and self.steps is not None:
+            set_step_rates(optimizer, self.model if model is None else model, self.steps)
+        return optimizer
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy == "random":
             rows: Any = train_dataset or self.train_dataset
@@ -256,7 +345,7 @@ class Distiller(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-def _load_data(config: TrainConfig, losses: Losses) -> TaskData:
+def _load_data(config: TrainConfig, *, distils: bool) -> TaskData:
     return load_task_data(
         config.task,
         data_dir=config.data_dir,
@@ -268,76 +357,51 @@ def _load_data(config: TrainConfig, losses: Losses) -> TaskData:
         regression=config.regression,
         train_samples=config.train_samples,
         eval_samples=config.eval_samples,
-        labels=teacher_labels(config, losses),
+        labels=teacher_labels(config) if distils else None,
         seed=config.seed,
     )
 
 
-def _losses(recipe: Recipe, config: TrainConfig) -> Losses:
-    def pick(name: str) -> float:
-        override = getattr(config, f"{name}_weight")
-        default: float = getattr(recipe.losses, name)
-        return default if override is None else float(override)
-
-    losses = Losses(
-        hidden=pick("hidden"), attention=pick("attention"), logits=pick("logits"), label=pick("label")
-    )
-    if not losses.distils and losses.label == 0:
-        raise UsageError(
-            "every loss weight is 0; give at least one of --hidden-weight, --attention-weight, "
-            "--logits-weight, --label-weight"
-        )
-    if losses.distils and config.teacher is None:
-        raise UsageError(
-            f"method {recipe.name} distils and needs --teacher, a folder made by: qexport train --method fp32"
-        )
-    return losses
-
-
 def _trainer(
-    config: TrainConfig,
-    recipe: Recipe,
-    model: PreTrainedModel,
-    *,
-    teacher: PreTrainedModel | None,
-    losses: Losses,
-    task: Task,
-    train_rows: Encoded,
-    evals: Mapping[str, Encoded],
-    pad_id: int,
-    stop: StopOnSignal,
+    run: _Run, stage: Stage, folder: Path, model: PreTrainedModel, teacher: PreTrainedModel | None
 ) -> Distiller:
+    config, evals, task = run.config, run.evals, run.data.task
     split = next(iter(evals))
     selected_by = f"{'eval_' if len(evals) == 1 else f'eval_{split}_'}{task.main_metric}"
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         return compute_metrics(task, np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
-    callbacks: list[TrainerCallback] = [Curvature(model), stop]
+    callbacks: list[TrainerCallback] = [Curvature(model), Thresholds(model), run.stop]
     if config.early_stopping:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping))
     eval_rows: Any = {name: Rows(rows, by_length=True) for name, rows in evals.items()}
     return Distiller(
         model=model,
-        args=_arguments(config, recipe, len(train_rows), selected_by),
-        data_collator=collator(pad_id),
-        train_dataset=Rows(train_rows),
+        args=_arguments(config, run.recipe, stage, folder, len(run.rows), selected_by),
+        data_collator=collator(run.pad_id),
+        train_dataset=Rows(run.rows),
         eval_dataset=eval_rows if len(evals) > 1 else eval_rows[split],
         compute_metrics=metrics,
         callbacks=callbacks,
         teacher=teacher,
-        losses=losses,
+        losses=stage.losses,
         task=task,
         temperature=config.temperature,
+        steps=run.steps,
     )
 
 
-def _arguments(config: TrainConfig, recipe: Recipe, n_rows: int, selected_by: str) -> TrainingArguments:
+def _arguments(
+    config: TrainConfig, recipe: Recipe, stage: Stage, folder: Path, n_rows: int, selected_by: str
+) -> TrainingArguments:
     """What transformers needs to know; the schedule counts optimiser steps of all processes together.
 
     Args:
         config: the run.
         recipe: defaults of what `config` leaves open.
+        stage: its epochs, and its learning rate as a multiple of the run's.
+        folder: for checkpoints.
         n_rows: training rows.
         selected_by: name of the metric, as Trainer.evaluate spells it, that picks the best checkpoint.
     """
@@ -345,12 +409,12 @@ def _arguments(config: TrainConfig, recipe: Recipe, n_rows: int, selected_by: st
     batch_size = config.batch_size or defaults.batch_size
     world = int(os.environ.get("WORLD_SIZE", "1"))
     per_epoch = math.ceil(n_rows / (batch_size * world * config.gradient_accumulation))
-    steps = config.max_steps or max(1, math.ceil(per_epoch * (config.epochs or defaults.epochs)))
+    steps = config.max_steps or max(1, math.ceil(per_epoch * stage.epochs))
     every = min(config.eval_steps or per_epoch, steps)
     return TrainingArguments(
-        output_dir=str(config.output / CHECKPOINTS),
+        output_dir=str(folder),
         max_steps=steps,
-        learning_rate=config.lr or defaults.lr,
+        learning_rate=(config.lr or defaults.lr) * stage.lr,
         warmup_steps=int(steps * (defaults.warmup if config.warmup is None else config.warmup)),
         weight_decay=defaults.weight_decay if config.weight_decay is None else config.weight_decay,
         optim="adamw_torch_fused",

@@ -24,11 +24,12 @@ OPTIONS = {
 
 PANELS = {
     "Quantisation": ("bits", "activations", "granularity", "activation_clip", "position_bits",
-                     "as_published"),
+                     "truncation", "as_published"),
     "Data": ("data_dir", "train_file", "eval_file", "text_column", "text_pair_column", "label_column",
              "regression", "train_samples", "eval_samples", "max_length"),
-    "Optimisation": ("epochs", "max_steps", "lr", "batch_size", "eval_batch_size", "gradient_accumulation",
-                     "warmup", "weight_decay", "dropout", "seed", "bf16", "threads", "group_by_length"),
+    "Optimisation": ("epochs", "max_steps", "lr", "weight_step_lr", "activation_step_lr", "batch_size",
+                     "eval_batch_size", "gradient_accumulation", "warmup", "weight_decay", "dropout", "seed",
+                     "bf16", "threads", "group_by_length"),
     "Distillation": ("hidden_weight", "attention_weight", "logits_weight", "label_weight", "temperature"),
     "Run": ("eval_steps", "early_stopping", "logging", "logging_steps", "resume", "force"),
 }  # fmt: skip
@@ -59,7 +60,7 @@ def train(
     try:
         result = run(config, say=console.say)
     except KeyboardInterrupt:
-        if any(config.output.glob("checkpoints/checkpoint-*")):
+        if any(config.output.glob("checkpoints/**/checkpoint-*")):
             raise Interrupted(
                 f"training stopped; go on from the newest checkpoint in {config.output} with the same "
                 "command and --resume"

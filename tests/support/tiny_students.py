@@ -10,6 +10,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import PreTrainedModel
 
+from qexport.training.calibration import initialise_thresholds
 from qexport.training.quant_config import QuantConfig
 from qexport.training.student import quantize_model
 
@@ -17,15 +18,19 @@ from qexport.training.student import quantize_model
 def save_student(
     folder: Path, model_type: str = "bert", *, calibrate: bool = True, **quantization: Any
 ) -> Path:
-    """Write a student; static scales are found on random ids unless `calibrate` is false."""
+    """Write a student; stored scales and steps are found on random ids unless `calibrate` is false."""
     model = _model(model_type)
     generator = torch.Generator().manual_seed(1)
-    quantize_model(model, QuantConfig(method="ternarybert", **{"bits": "2-2-8", **quantization}))
+    config = QuantConfig(**{"method": "ternarybert", "bits": "2-2-8", **quantization})
+    quantize_model(model, config)
     if calibrate:
-        nn.Module.train(model, True)
         ids = torch.randint(4, 20, (8, 12), generator=generator)
+        features = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if config.weight_quantizer == "lsq":
+            initialise_thresholds(model, features)
+        nn.Module.train(model, True)
         with torch.no_grad():
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            model(**features)
     model.train(False)
     return _save(model, folder)
 

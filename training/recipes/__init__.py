@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from qexport.errors import UnknownNameError
 from qexport.training.recipes.base import Recipe
+from qexport.training.recipes.binarybert import BINARYBERT
 from qexport.training.recipes.fp32 import FP32
+from qexport.training.recipes.kdlsq import KDLSQ
+from qexport.training.recipes.lsq import LSQ
+from qexport.training.recipes.lsq_kd import LSQ_KD
 from qexport.training.recipes.q8bert import Q8BERT
 from qexport.training.recipes.ternarybert import TERNARYBERT, TERNARYBERT_LAT
 
 __all__ = ["RECIPES", "Recipe", "get_recipe"]
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (FP32, Q8BERT, TERNARYBERT, TERNARYBERT_LAT)}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (FP32, Q8BERT, TERNARYBERT, TERNARYBERT_LAT, LSQ, LSQ_KD, KDLSQ, BINARYBERT)
+}
 
 
 def get_recipe(name: str) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from qexport.formats import parse_bits
 from qexport.training.config import TrainConfig
 from qexport.training.quant_config import QuantConfig
 
-__all__ = ["Losses", "Optimisation", "Recipe"]
+__all__ = ["LearnedSteps", "Losses", "Optimisation", "Recipe", "Stage"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,35 @@ class Optimisation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedSteps:
+    """How learned steps begin, and how fast their thresholds move."""
+
+    weight_lr: float
+    """Peak learning rate of the thresholds of weights."""
+    activation_lr: float
+    """Peak learning rate of the thresholds of activations."""
+    truncation: float
+    """Part of the values that lies beyond a threshold at the start (Algorithm 1 of KDLSQ-BERT)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One training of a method that takes several; each is resumed and evaluated on its own."""
+
+    name: str
+    """Shown before each line of its progress, and in the report."""
+    start: str
+    """What its model is made of: a name of `STARTS` in training/stages.py."""
+    losses: Losses
+    teacher: str = ""
+    """Name of the earlier stage whose model is distilled; empty: the teacher of the run."""
+    lr: float = 1.0
+    """Its peak learning rate, as a multiple of the run's."""
+    epochs: float
+    """Passes over the training rows, where the run says nothing else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """A method by name."""
 
@@ -58,10 +88,42 @@ class Recipe:
     default_bits: str = "32-32-32"
     weight_bits: tuple[int, ...] = ()
     """Widths of weights and embeddings that the method defines; empty: nothing is quantised."""
+    embedding_bits: tuple[int, ...] = ()
+    """Widths of embeddings, where they are others than those of weights."""
+    activation_bits: tuple[int, ...] = (8,)
+    """Widths of activations that the method defines."""
     quant: Mapping[str, Any] = field(default_factory=dict)
     """Fields of QuantConfig that are qexport's defaults for this method."""
     published: Mapping[str, Any] = field(default_factory=dict)
     """Fields of QuantConfig as in the paper's released code, taken by `--as-published`."""
+    stages: tuple[Stage, ...] = ()
+    """What is trained after what; empty: one training, with `losses`. Else `losses` has every term in use."""
+    steps: LearnedSteps | None = None
+    """For methods with learned steps."""
+
+    def learned_steps(self, config: TrainConfig) -> LearnedSteps | None:
+        """Initial values and rates of learned steps in this run, or None where the method has none.
+
+        Raises:
+            UsageError: an option of learned steps for a method without them.
+        """
+        given = {
+            field: value
+            for field, value in (
+                ("weight_lr", config.weight_step_lr),
+                ("activation_lr", config.activation_step_lr),
+                ("truncation", config.truncation),
+            )
+            if value is not None
+        }
+        if self.steps is not None:
+            return dataclasses.replace(self.steps, **given)
+        if given:
+            raise UsageError(
+                f"method {self.name} has no learned steps, so --weight-step-lr, --activation-step-lr and "
+                "--truncation have no meaning for it; leave them out, or take lsq, lsq-kd or kdlsq"
+            )
+        return None
 
     def quant_config(self, config: TrainConfig) -> QuantConfig | None:
         """The student's quantisation for this run, or None for a float model.
@@ -85,11 +147,20 @@ class Recipe:
             return None
         text = config.bits or self.default_bits
         bits = parse_bits(text)
-        allowed = ", ".join(map(str, self.weight_bits))
-        if not {bits.weight, bits.embedding} <= set(self.weight_bits) or bits.activation != 8:
+        tables = self.embedding_bits or self.weight_bits
+        if (
+            bits.weight not in self.weight_bits
+            or bits.embedding not in tables
+            or bits.activation not in self.activation_bits
+        ):
+            words = ", ".join(map(str, tables))
+            weights = ", ".join(map(str, self.weight_bits))
+            acts = ", ".join(map(str, self.activation_bits))
+            widths = f"{weights} bits for weights and " + (
+                f"{words} for " if tables != self.weight_bits else ""
+            )
             raise UsageError(
-                f"method {self.name} defines {allowed} bits for weights and embeddings and 8 for "
-                f"activations, got --bits {text}"
+                f"method {self.name} defines {widths}embeddings and {acts} for activations, got --bits {text}"
             )
         values = {**self.quant, **(self.published if config.as_published else {})}
         for name in ("activations", "granularity", "activation_clip", "position_bits"):
