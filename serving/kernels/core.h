@@ -86,6 +86,7 @@ struct Attention {
   float scaling, clip;
   AttentionScales scales;
   bool quantize_pv;
+  float top, p_top;        // largest code of q, k and v, and of p: 127, less where activations have fewer than 8 bits
   float q_scale, k_scale, p_scale, v_scale;  // STATIC: given; PER_TENSOR: found
   float* largest_p;  // PER_TENSOR: [batch * heads]
   Memory memory;

@@ -146,6 +146,7 @@ QEXPORT_API int qexport_attention(
   call.clip = clip;
   call.scales = static_cast<AttentionScales>(scales);
   call.quantize_pv = quantize_pv != 0;
+  call.top = call.p_top = 127;
   if (scales == STATIC) {
     call.q_scale = fixed[0];
     call.k_scale = fixed[1];

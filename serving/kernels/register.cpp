@@ -86,11 +86,10 @@ Op matmul_op(const char* name, int bits) {
 Op gather_op(const char* name, int bits) {
   return make(name, bits, 3, {I, U, F}, 1, {F}, prepare_gather, compute_gather);
 }
-// Bit 2 of the variant: the probabilities and values stay float.
-Op attention_op(const char* name, int scales, bool quantize_pv) {
+Op attention_op(const char* name, int scales, bool quantize_pv, bool bounded = false) {
   const int inputs = scales != STATIC ? 4 : quantize_pv ? 8 : 6;
   return make(
-      name, scales | (quantize_pv ? 0 : 4), inputs, {F, F, F, B, F, F, F, F}, 1, {F}, prepare_attention,
+      name, scales | (quantize_pv ? 0 : FLOAT_PV) | (bounded ? BOUNDED : 0), inputs, {F, F, F, B, F, F, F, F}, 1, {F}, prepare_attention,
       compute_attention);
 }
 
@@ -128,6 +127,7 @@ void fill_ops() {
       attention_op("QuantizedAttentionPerTensorQK", PER_TENSOR, false),
       attention_op("QuantizedAttentionStatic", STATIC, true),
       attention_op("QuantizedAttentionStaticQK", STATIC, false),
+      attention_op("QuantizedAttentionStaticBounded", STATIC, true, true),
   };
   size_t count = 0;
   for (const Op& op : all) ops[count++] = op;

@@ -1,7 +1,7 @@
 // Attention with 8-bit products: one task for each sentence and head.
 //
 //   scores = float(q_codes k_codes^T) * ((q_scale * scaling) * k_scale) + (kept ? 0 : -10000)
-//   p = softmax(scores),  codes of p = round(p / p_scale) in 0..127
+//   p = softmax(scores),  codes of p = round(p / p_scale) in 0..p_top
 //   Y = float(p_codes v_codes) * (p_scale * v_scale)
 //
 // k and v are laid out as panels of 8-bit codes (core.h), so the products are those of an 8-bit weight: k [tokens, width]
@@ -83,7 +83,7 @@ static void load_keys(const Attention& call, const Room& room, int64_t row, int6
     I32 sums = {};
     for (int64_t d = 0; d < room.width; d += LANES) {
       I32 codes = {};
-      if (present && d < call.width) codes = bounded_code(load(k + d, call.width - d) * factor);
+      if (present && d < call.width) codes = bounded_code(load(k + d, call.width - d) * factor, call.top);
       alignas(LANES) int8_t bytes[LANES];
       put_s8(bytes, codes);
       sums = sums + codes;
@@ -116,7 +116,7 @@ static float load_values(const Attention& call, const Room& room, int64_t row, i
       I32 codes[4] = {};
       for (int64_t i = 0; i < 4 && t + i < call.tokens && d < call.width; ++i) {
         const float* v = call.v + (row + t + i) * stride + column;
-        codes[i] = bounded_code(load(v + d, call.width - d) * factor);
+        codes[i] = bounded_code(load(v + d, call.width - d) * factor, call.top);
         sums = sums + codes[i];
       }
       // a channel's four tokens, side by side
@@ -141,7 +141,7 @@ static void powers(
     room.q_scale[r] = scale * call.scaling;
     uint8_t* codes = room.q + r * room.width;
     for (int64_t d = 0; d < call.width; d += LANES)
-      store_bytes(codes + d, bounded_code(load(q + d, call.width - d) * factor) + ZERO_POINT, call.width - d);
+      store_bytes(codes + d, bounded_code(load(q + d, call.width - d) * factor, call.top) + ZERO_POINT, call.width - d);
     for (int64_t d = call.width; d < room.width; ++d) codes[d] = 0;
   }
   products(room.q, room.width, count, room.k, room.token_panels, room.width / 4, 8, room.sums);
@@ -245,7 +245,7 @@ static void attention_task(void* user, size_t index) {
       uint8_t* codes = room.p + r * room.tokens;
       const float* power = room.scores + r * columns;
       for (int64_t t = 0; t < room.tokens; t += LANES) {
-        const F32 code = t < columns ? at_most(load(power + t) * steps, all(127.0f)) : F32{};
+        const F32 code = t < columns ? at_most(load(power + t) * steps, all(call.p_top)) : F32{};
         store_bytes(codes + t, to_int(nearest(code)), room.tokens - t);
       }
     }

@@ -10,10 +10,10 @@ QX_INLINE void store_bytes(uint8_t* p, I32 x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = bytes[i];
 }
 
-// round_half_even(steps) between -127 and 127; 0 for NaN.
-QX_INLINE I32 bounded_code(F32 steps) {
+// round_half_even(steps) between -top and top; 0 for NaN.
+QX_INLINE I32 bounded_code(F32 steps, float top) {
   steps = steps == steps ? steps : F32{};
-  return to_int(nearest(at_least(at_most(steps, all(127.0f)), all(-127.0f))));
+  return to_int(nearest(at_least(at_most(steps, all(top)), all(-top))));
 }
 
 static float largest(const float* x, int64_t count) {
@@ -35,7 +35,7 @@ static void encode_row(const Rows& call, int64_t row, const float* x) {
   uint8_t* codes = call.codes + row * call.width;
   const F32 divisor = all(scale);
   sweep(call.width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    store_bytes(codes + i, bounded_code(load(x + i, count) / divisor) + ZERO_POINT, count);
+    store_bytes(codes + i, bounded_code(load(x + i, count) / divisor, 127.0f) + ZERO_POINT, count);
   });
 }
 

@@ -1,7 +1,7 @@
-// QuantizedAttention[PerTensor|Static][QK](q, k, v, mask[, q_scale, k_scale, p_scale, v_scale]) -> Y
+// QuantizedAttention[PerTensor|Static|StaticBounded][QK](q, k, v, mask[, q_scale, k_scale, p_scale, v_scale]) -> Y
 //
 // q, k, v float32 [B, S, num_heads * D], mask bool [B, 1, 1, S] (true keeps a token), Y float32 [B, S, num_heads * D]; attributes
-// num_heads, scaling and, where scales are dynamic, clip. The arithmetic is that of isa/attention.inl.
+// num_heads, scaling and, where scales are dynamic, clip; where codes are bounded, top (of q, k, v) and p_top. The arithmetic is that of isa/attention.inl.
 
 #include "ops.h"
 
@@ -11,6 +11,12 @@ void prepare_attention(Kernel& kernel, const OrtKernelInfo* info) {
   if (!read_attribute(kernel, info, "num_heads", &kernel.num_heads, "attribute num_heads is missing, or no integer")) return;
   if (!read_attribute(kernel, info, "scaling", &kernel.scaling, "attribute scaling is missing, or no float")) return;
   if (kernel.num_heads < 1 || kernel.num_heads > 65536) kernel.broken = "attribute num_heads must be from 1 to 65536";
+  if (kernel.op->variant & BOUNDED) {
+    if (!read_attribute(kernel, info, "top", &kernel.top, "attribute top is missing, or no integer")) return;
+    if (!read_attribute(kernel, info, "p_top", &kernel.p_top, "attribute p_top is missing, or no integer")) return;
+    if (kernel.top < 1 || kernel.top > 127 || kernel.p_top < 1 || kernel.p_top > 127)
+      kernel.broken = "attributes top and p_top must be from 1 to 127";
+  }
   if ((kernel.op->variant & 3) == STATIC) return;
   read_attribute(kernel, info, "clip", &kernel.clip, "attribute clip is missing, or no float");
 }
@@ -42,7 +48,9 @@ OrtStatus* compute_attention(const Kernel& kernel, OrtKernelContext* context) {
   call.scaling = kernel.scaling;
   call.clip = kernel.clip;
   call.scales = static_cast<AttentionScales>(kernel.op->variant & 3);
-  call.quantize_pv = !(kernel.op->variant & 4);
+  call.quantize_pv = !(kernel.op->variant & FLOAT_PV);
+  call.top = static_cast<float>(kernel.top);
+  call.p_top = static_cast<float>(kernel.p_top);
   if (call.scales == STATIC) {
     float* const scales[] = {&call.q_scale, &call.k_scale, &call.p_scale, &call.v_scale};
     for (int i = 0; i < (call.quantize_pv ? 4 : 2); ++i) {

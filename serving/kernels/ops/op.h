@@ -13,6 +13,10 @@ constexpr int MAX_INPUTS = 9, MAX_RANK = 8;
 
 struct Kernel;
 
+// Added to the kind of scales in the variant of an attention.
+constexpr int FLOAT_PV = 4;  // probabilities and values stay float
+constexpr int BOUNDED = 8;   // codes below 8 bits
+
 // The description of an operator. ONNX Runtime sees its base.
 struct Op : OrtCustomOp {
   const char* name;
@@ -30,7 +34,7 @@ struct Kernel {
   const Op* op;
   const Isa* isa;
   OrtStatus* (*compute)(const Kernel&, OrtKernelContext*);
-  int64_t k = 0, num_heads = 0;
+  int64_t k = 0, num_heads = 0, top = 127, p_top = 127;
   float clip = 0, scaling = 0, epsilon = 0;
   Weight weight;
   void* memory = nullptr;       // of the weight
