@@ -325,7 +325,8 @@ class Distiller(Trainer):
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if fresh and self.steps is not None:
-            set_step_rates(optimizer, self.model if model is None else model, self.steps)
+            student: Any = self.model if model is None else model
+            set_step_rates(optimizer, student, self.steps)
         return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
