@@ -36,6 +36,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def kernels(session: nox.Session) -> None:
+    """Compile the kernel library again after a change of its C++ sources, and show it."""
+    session.run("pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ".")
+    session.run("qexport", "kernels")
+
+
+@nox.session(venv_backend="none")
 def everything(session: nox.Session) -> None:
     """What the CI machine runs: fresh environments, oldest and newest ONNX Runtime, optimum, no skips."""
     session.run("bash", ".ci/run", external=True)
