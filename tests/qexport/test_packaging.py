@@ -1,4 +1,4 @@
-"""What gets installed: `qexport` and nothing else at top level, with all data files and the kernel library."""
+"""What gets installed: `qexport` and nothing else at top level, its data files, and the kernel library."""
 
 from __future__ import annotations
 
