@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from qexport.training.data import Encoded, pad
-from qexport.training.quantizers.learned import LearnedActivation
+from qexport.training.quantizers.learned import LearnedActivation, ThresholdRule, threshold_rule
 from qexport.training.student import AttentionQuantizers, QuantEmbedding, QuantLinear, quantized_modules
 
 __all__ = ["calibrate", "initialise_thresholds", "learned_thresholds"]
 
 
 def calibrate(
-    model: nn.Module, rows: Encoded, *, count: int, seed: int, pad_id: int, truncation: float
+    model: nn.Module, rows: Encoded, *, count: int, seed: int, pad_id: int, truncation: float | None
 ) -> None:
     """`initialise_thresholds` on `count` rows drawn at random.
 
@@ -41,24 +41,25 @@ def calibrate(
 
 @torch.no_grad()
 def initialise_thresholds(
-    model: nn.Module, features: Mapping[str, Tensor], *, truncation: float = 0.05
+    model: nn.Module, features: Mapping[str, Tensor], *, truncation: float | None = None
 ) -> None:
     """Set every learned threshold of `model`, in place; nothing else changes, not even the random state.
 
     Args:
         model: a student whose latent weights are those of a float model; its mode is kept.
         features: one batch, inputs of the model by name.
-        truncation: the part of the values that lies beyond a threshold, see `truncated_threshold`.
+        truncation: the part of the values that lies beyond a threshold, see `truncated_threshold`; None
+            finds the best one for each threshold, see `fitted_threshold`.
     Raises:
         UsageError: `truncation` is not in 0..1.
     """
-    modules = list(quantized_modules(model).values())
+    modules, rule = list(quantized_modules(model).values()), threshold_rule(truncation)
     was_training = model.training
     for module in modules:
         if isinstance(module, QuantLinear | QuantEmbedding) and module.learns_steps:
-            module.set_threshold(truncation)
+            module.set_threshold(rule)
     try:
-        _observe(modules, truncation)
+        _observe(modules, rule)
         model.train(False)
         model(**features)
     finally:
@@ -67,13 +68,13 @@ def initialise_thresholds(
 
 
 def _observe(
-    modules: list[QuantLinear | QuantEmbedding | AttentionQuantizers], truncation: float | None
+    modules: list[QuantLinear | QuantEmbedding | AttentionQuantizers], rule: ThresholdRule | None
 ) -> None:
     for module in modules:
-        module.observing = truncation
+        module.observing = rule
         for site in module.sites() if isinstance(module, AttentionQuantizers) else ():
             if isinstance(site, LearnedActivation):
-                site.observing = truncation
+                site.observing = rule
 
 
 def learned_thresholds(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

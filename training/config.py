@@ -47,7 +47,8 @@ class TrainConfig:
     """Bits of the position embedding: 8 or 32."""
     truncation: float | None = None
     """Methods with learned steps: the part of the values that lies beyond the clipping threshold at the start
-    (Algorithm 1 of KDLSQ-BERT), half of it on each side; default: 0.05."""
+    (Algorithm 1 of KDLSQ-BERT), half of it on each side; default: for each threshold what leaves the least
+    squared error, and 0.05 with --as-published."""
     as_published: bool = False
     """Quantise as the paper's released code does instead of by qexport's defaults, as far as docs/methods.md
     says; single quantisation options still win."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from qexport.training.quant_config import QuantConfig
 from qexport.training.quantizers import ActivationQuantizer, split_ternary
-from qexport.training.student import QuantEmbedding, QuantLinear
+from qexport.training.student import QuantEmbedding, QuantLinear, share_thresholds
 
 __all__ = ["SplitEmbedding", "SplitLinear", "split_student"]
 
@@ -28,29 +28,25 @@ class SplitLinear(nn.Module):
     def __init__(
         self, linear: nn.Linear, *, granularity: str, activation: ActivationQuantizer | None = None
     ) -> None:
-        """Split `linear`; each half gets a copy of `activation`."""
+        """Split `linear`; the halves share a copy of `activation`, which the first one owns."""
         super().__init__()
         self.first, self.second = (
-            QuantLinear(
-                half,
-                bits=1,
-                granularity=granularity,
-                weight_quantizer="bwn",
-                activation=copy.deepcopy(activation),
-            )
+            QuantLinear(half, bits=1, granularity=granularity, weight_quantizer="bwn")
             for half in _halves(linear, granularity)
         )
+        self.first.activation = copy.deepcopy(activation)
+        object.__setattr__(self.second, "activation", self.first.activation)
 
     def forward(self, input: Tensor) -> Tensor:
         """Float32 [..., K] -> float32 [..., N]."""
         first, second = self.first, self.second
-        quantizer = first.activation if self.training else None
-        if type(quantizer) is not ActivationQuantizer or quantizer.mode == "static":
+        if not self.training:
             summed: Tensor = first(input) + second(input)
             return summed
-        # in training, where both read the same values, one product with the sum of the halves
+        # both read the same values: one product with the sum of the halves has the same gradients
+        x = input if first.activation is None else first.activation(input)
         bias = None if first.bias is None or second.bias is None else first.bias + second.bias
-        return functional.linear(quantizer(input), first.fake_weight() + second.fake_weight(), bias)
+        return functional.linear(x, first.fake_weight() + second.fake_weight(), bias)
 
 
 class SplitEmbedding(nn.Module):
@@ -100,5 +96,7 @@ def split_student(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMode
             replacement = SplitEmbedding(module)
         if replacement is not None:
             model.set_submodule(name, replacement.train(module.training))
+    if config.learns_activations:
+        share_thresholds(model)
     model.config.quantization_config = config.to_dict()
     return model

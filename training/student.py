@@ -29,10 +29,10 @@ from qexport.training.quantizers import (
 )
 from qexport.training.quantizers.learned import (
     LearnedActivation,
+    ThresholdRule,
     gradient_factor,
     learned_codes,
     learned_step,
-    truncated_threshold,
 )
 from qexport.training.width import cut_width
 
@@ -47,6 +47,7 @@ __all__ = [
     "qexport_attention",
     "quantize_model",
     "quantized_modules",
+    "share_thresholds",
 ]
 
 ATTENTION_NAME = "qexport"
@@ -93,8 +94,8 @@ class _QuantWeight(nn.Module):
     weight_quantizer: str
     weight_clip: float
     gradient_scale: bool
-    observing: float | None = None
-    """While thresholds are initialised, the truncation ratio: the module then computes in float."""
+    observing: ThresholdRule | None = None
+    """While thresholds are initialised, how: the module then computes in float."""
 
     def _set_rule(
         self,
@@ -128,10 +129,10 @@ class _QuantWeight(nn.Module):
         return self.weight_quantizer == "lsq"
 
     @torch.no_grad()
-    def set_threshold(self, truncation: float) -> None:
-        """Initialise learned steps from the latent weight, by Algorithm 1 of KDLSQ-BERT."""
+    def set_threshold(self, rule: ThresholdRule) -> None:
+        """Initialise learned steps from the latent weight."""
         rows = self.weight if self.granularity == "row" else self.weight.reshape(1, -1)
-        self.weight_threshold.copy_(truncated_threshold(rows, truncation))
+        self.weight_threshold.copy_(rule(rows, max_code(self.bits)))
 
     def _fake_learned(self, weight: Tensor, threshold: Tensor) -> Tensor:
         """code * step with gradients for the latent weight, unclipped, and for the threshold."""
@@ -305,8 +306,8 @@ class AttentionQuantizers(nn.Module):
         self.query, self.key = activation_quantizer(config), activation_quantizer(config)
         self.probabilities = activation_quantizer(config, top=top) if config.quantize_probabilities else None
         self.value = activation_quantizer(config, value_mode) if config.quantize_values else None
-        self.observing: float | None = None
-        """While thresholds are initialised, the truncation ratio: attention is then computed in float."""
+        self.observing: ThresholdRule | None = None
+        """While thresholds are initialised, how: attention is then computed in float."""
 
     def sites(self) -> list[ActivationQuantizer]:
         """The quantisers that there are."""
@@ -382,7 +383,7 @@ def _is_self_attention(module: nn.Module) -> bool:
 _PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 
 
-def _share_thresholds(model: PreTrainedModel) -> None:
+def share_thresholds(model: PreTrainedModel) -> None:
     """One learned threshold for the three projections of an attention module, which read the same tensor.
 
     The exported file then quantises that tensor once. The first projection owns the parameter; the others
@@ -390,8 +391,8 @@ def _share_thresholds(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         for names in _PROJECTIONS if _is_self_attention(module) else ():
-            found = [getattr(module, name, None) for name in names]
-            linears = [linear for linear in found if isinstance(linear, QuantLinear)]
+            found = [getattr(module, name) for name in names if hasattr(module, name)]
+            linears = [part for linear in found for part in linear.modules() if isinstance(part, QuantLinear)]
             for linear in linears[1:]:
                 del linear.activation
                 object.__setattr__(linear, "activation", linears[0].activation)
@@ -454,7 +455,7 @@ def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMod
 
         split_student(model, config)
     if config.learns_activations:
-        _share_thresholds(model)
+        share_thresholds(model)
     model.set_attn_implementation(ATTENTION_NAME)
     model.config.quantization_config = config.to_dict()
     return model

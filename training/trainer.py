@@ -219,7 +219,8 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
             pad_id=run.pad_id,
             truncation=run.steps.truncation,
         )
-        say(f"initial steps: {run.steps.truncation:g} of the values truncated, on {count} rows")
+        how = "least error" if run.steps.truncation is None else f"truncation {run.steps.truncation:g}"
+        say(f"initial steps: {how}, activations on {count} rows")
     trainer = _trainer(run, stage, folder.path, model, teacher)
     for standard in (PrinterCallback, ProgressCallback):  # one of them prints raw dictionaries
         trainer.remove_callback(standard)

@@ -122,7 +122,7 @@ def unit_importance(
                 if regression
                 else functional.cross_entropy(logits, labels)
             )
-            loss.backward()
+            torch.autograd.backward(loss)
             for layer, total in zip(layers, totals, strict=True):
                 columns = _change(layer.output.weight).sum(0)
                 total.heads.add_(columns.view(heads, layer.head_size).sum(-1).abs().cpu())
@@ -187,7 +187,7 @@ def cut_width(model: nn.Module, *, heads: int, neurons: int) -> None:
             if hasattr(layer.attention, name):
                 setattr(layer.attention, name, heads)
         if hasattr(layer.attention, "all_head_size"):
-            layer.attention.all_head_size = heads * layer.head_size
+            layer.attention.all_head_size = heads * layer.head_size  # type: ignore[assignment]
 
 
 def _take_rows(linear: nn.Linear, rows: Tensor) -> None:

@@ -18,10 +18,13 @@ from qexport.training.calibration import initialise_thresholds, learned_threshol
 from qexport.training.quant_config import QuantConfig
 from qexport.training.quantizers.learned import (
     THRESHOLD_FLOOR,
+    TRUNCATIONS,
     LearnedActivation,
+    fitted_threshold,
     gradient_factor,
     learned_codes,
     learned_step,
+    threshold_rule,
     truncated_threshold,
 )
 from qexport.training.student import (
@@ -158,6 +161,30 @@ def test_algorithm_1_refuses_a_ratio_that_is_none(truncation: float) -> None:
         truncated_threshold(X, truncation)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_fitted_threshold_is_the_best_of_the_truncations(bits: int) -> None:
+    top = max_code(bits)
+    x = torch.randn(3, 500, generator=torch.Generator().manual_seed(bits))
+    x[1, :3] = 60.0
+
+    def error(threshold: torch.Tensor) -> torch.Tensor:
+        codes, step = learned_codes(x, threshold, top)
+        return (codes * step.unsqueeze(-1) - x).square().sum(-1)
+
+    found = error(fitted_threshold(x, top))
+    errors = torch.stack([error(truncated_threshold(x, ratio)) for ratio in TRUNCATIONS])
+    torch.testing.assert_close(found, errors.amin(0))
+    assert (errors.amax(0) > 1.5 * found).all()
+
+
+def test_the_fitted_threshold_of_a_long_vector_is_found_on_a_part_of_it_and_repeats() -> None:
+    x = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    state = torch.get_rng_state()
+    found = fitted_threshold(x, 1)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(found, fitted_threshold(x, 1))
+    assert float(found) == pytest.approx(1.22, abs=0.15)  # the best ternary value of a normal distribution
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
 def test_initial_thresholds_are_those_of_the_float_model(family: str) -> None:
     plain = tiny_model(family)
@@ -273,7 +300,7 @@ def test_gradients_reach_every_parameter(embedding: str) -> None:
 
 def test_embedding_rows_learn_only_where_they_are_looked_up() -> None:
     table = QuantEmbedding(nn.Embedding(5, 8), bits=4, weight_quantizer="lsq")
-    table.set_threshold(0.05)
+    table.set_threshold(threshold_rule(None))
     table(torch.tensor([[1, 3, 3]])).square().sum().backward()
     assert table.weight_threshold.grad is not None
     assert (table.weight_threshold.grad != 0).tolist() == [False, True, False, True, False]

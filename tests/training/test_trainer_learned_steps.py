@@ -77,7 +77,7 @@ def test_student_keeps_what_its_teacher_knows(
     run = config(reviews, output, method=method, bits=bits, teacher=str(teacher), epochs=5)
     result = train(run, say=lines.append)
     assert result.metrics["validation/accuracy"] >= 0.85
-    assert "initial steps: 0.05 of the values truncated, on 16 rows" in lines
+    assert "initial steps: least error, activations on 16 rows" in lines
     report = json.loads((output / "qexport_train.json").read_text())
     expected = RECIPES[method].losses
     assert {name for name, weight in report["losses"].items() if weight} == {
@@ -93,7 +93,8 @@ def test_thresholds_begin_where_algorithm_1_puts_them_and_are_trained(
     reviews: Files, teacher: Path, tmp_path: Path
 ) -> None:
     """Rates too small to move anything leave the initial values; the published rates do not."""
-    still = {"weight_step_lr": 1e-12, "activation_step_lr": 1e-12, "lr": 1e-12, "max_steps": 2}
+    still = {"weight_step_lr": 1e-12, "activation_step_lr": 1e-12, "lr": 1e-12, "max_steps": 2,
+             "truncation": 0.05}  # fmt: skip
     found = {}
     for name, values in (
         ("still", still),
@@ -118,7 +119,9 @@ def test_thresholds_have_their_own_rates_and_no_decay() -> None:
         get_recipe("kdlsq").quant_config(TrainConfig(method="kdlsq", output=Path("x"), task="x")),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1)
-    set_step_rates(optimizer, model, LearnedSteps(weight_lr=1e-3, activation_lr=3e-2, truncation=0.05))
+    set_step_rates(
+        optimizer, model, LearnedSteps(weight_lr=1e-3, activation_lr=3e-2, published_truncation=0.05)
+    )
     rest, weights, activations = optimizer.param_groups
     assert [group["lr"] for group in optimizer.param_groups] == [1e-5, 1e-3, 3e-2]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.0]
@@ -175,6 +178,20 @@ def test_as_published_takes_the_released_quantiser(reviews: Files, teacher: Path
     attention = model.get_submodule("bert.encoder.layer.0.attention.self.qexport_attention")
     assert attention.probabilities.top == 7
     assert type(model.get_submodule("bert.embeddings.position_embeddings")) is torch.nn.Embedding
+
+
+@pytest.mark.parametrize(
+    ("values", "truncation"),
+    [({}, None), ({"as_published": True}, 0.05), ({"as_published": True, "truncation": 0.0}, 0.0),
+     ({"truncation": 0.1}, 0.1)],
+)  # fmt: skip
+def test_truncation_is_the_published_one_only_when_asked(
+    values: dict[str, Any], truncation: float | None
+) -> None:
+    steps = get_recipe("kdlsq").learned_steps(
+        TrainConfig(method="kdlsq", output=Path("x"), task="x", **values)
+    )
+    assert steps is not None and steps.truncation == truncation
 
 
 @pytest.mark.parametrize("method", METHODS)

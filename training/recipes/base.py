@@ -53,8 +53,10 @@ class LearnedSteps:
     """Peak learning rate of the thresholds of weights."""
     activation_lr: float
     """Peak learning rate of the thresholds of activations."""
-    truncation: float
+    published_truncation: float
     """Part of the values that lies beyond a threshold at the start (Algorithm 1 of KDLSQ-BERT)."""
+    truncation: float | None = None
+    """The same in this run; None: for each threshold the one that leaves the least squared error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,8 @@ class Recipe:
     """Fields of QuantConfig as in the paper's released code, taken by `--as-published`."""
     stages: tuple[Stage, ...] = ()
     """What is trained after what; empty: one training, with `losses`. Else `losses` has every term in use."""
+    low_activations: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of QuantConfig that activations below 8 bits need, whatever `quant` and `published` say."""
     steps: LearnedSteps | None = None
     """For methods with learned steps."""
 
@@ -117,6 +121,8 @@ class Recipe:
             if value is not None
         }
         if self.steps is not None:
+            if config.as_published:
+                given.setdefault("truncation", self.steps.published_truncation)
             return dataclasses.replace(self.steps, **given)
         if given:
             raise UsageError(
@@ -163,6 +169,8 @@ class Recipe:
                 f"method {self.name} defines {widths}embeddings and {acts} for activations, got --bits {text}"
             )
         values = {**self.quant, **(self.published if config.as_published else {})}
+        if bits.activation < 8:
+            values.update(self.low_activations)
         for name in ("activations", "granularity", "activation_clip", "position_bits"):
             if getattr(config, name) is not None:
                 values[name] = getattr(config, name)

@@ -3,9 +3,10 @@
 The quantiser is the one of KDLSQ-BERT (its rows "LSQ", "LSQ+KD" and "KDLSQ" differ in the losses only):
 symmetric levels, a clipping threshold for each tensor, initial values by its Algorithm 1. As published
 (`--as-published`; the authors' released code): one threshold for a matrix and one for the word embedding,
-gradients of thresholds as plain sums, probabilities in codes 0..2**(b - 1) - 1, a float position table.
-qexport's defaults: one threshold for each row of a matrix, the gradient scale of LSQ, probabilities below 8
-bits in codes 0..2**b - 1, an 8-bit position table. Every difference: docs/methods.md.
+gradients of thresholds as plain sums, probabilities in codes 0..2**(b - 1) - 1, a float position table, 5 %
+of the values truncated at the start. qexport's defaults: one threshold for each row of a matrix, the gradient
+scale of LSQ, probabilities below 8 bits in codes 0..2**b - 1, an 8-bit position table, and for each threshold
+the truncation that leaves the least squared error. Every difference: docs/methods.md.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PUBLISHED = {
 OPTIMISATION = Optimisation(epochs=3, lr=5e-5, warmup=0.0)
 """Of the released scripts."""
 
-STEPS = LearnedSteps(weight_lr=1e-3, activation_lr=3e-2, truncation=0.05)
+STEPS = LearnedSteps(weight_lr=1e-3, activation_lr=3e-2, published_truncation=0.05)
 """Of the released scripts; the paper's own numbers are not legible."""
 
 LSQ = Recipe(
