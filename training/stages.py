@@ -34,12 +34,24 @@ from qexport.training.student import quantize_model
 from qexport.training.tasks import Task
 from qexport.training.width import cut_width, layer_sizes, reorder, unit_importance
 
-__all__ = ["RANKING_ROWS", "STARTS", "Material", "StageFolder", "build_pair", "plan_stages"]
+__all__ = [
+    "FIRST_QUANTISED",
+    "RANKING_ROWS",
+    "STARTS",
+    "Material",
+    "StageFolder",
+    "build_pair",
+    "plan_stages",
+]
 
 RANKING_ROWS = 512
 """Training rows on which heads and neurons are ranked."""
 
 _STUDENT = "student"
+
+FIRST_QUANTISED = (_STUDENT, "ternary")
+"""Starts whose latent weights are those of a float model: learned steps begin there."""
+
 _RECORD = "stage.json"
 _PART = ".model.part"
 _BATCH = 16  # rows in a batch of the ranking

@@ -55,7 +55,7 @@ from qexport.training.run_folder import (
     newest_checkpoint,
     reported_metrics,
 )
-from qexport.training.stages import Material, StageFolder, build_pair, plan_stages
+from qexport.training.stages import FIRST_QUANTISED, Material, StageFolder, build_pair, plan_stages
 from qexport.training.step_rates import set_step_rates
 from qexport.training.tasks import Task
 
@@ -209,7 +209,7 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
         say("model: float32")
     else:
         say(f"student: {quant.bits} {quant.activations} {quant.granularity}")
-    if run.steps is not None:
+    if run.steps is not None and stage.start in FIRST_QUANTISED:
         count = config.batch_size or run.recipe.optimisation.batch_size
         calibrate(
             model,

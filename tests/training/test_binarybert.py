@@ -88,6 +88,21 @@ def test_binary_student_keeps_what_its_teacher_knows(reviews: Files, teacher: Pa
     assert widths == {"QuantLinear": 1, "QuantEmbedding": 1}
 
 
+def test_student_of_4_bit_activations_learns_its_steps(reviews: Files, teacher: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    output = tmp_path / "student"
+    values = {"bits": "1-1-4", "epochs": 3, "activation_step_lr": 1e-2}
+    result = train(config(reviews, output, teacher=str(teacher), **values), say=lines.append)
+    assert result.metrics["validation/accuracy"] >= 0.8
+    assert [line[:5] for line in lines if "initial steps" in line] == ["[2/5 "]
+    quant = report(output)["quantization"]
+    assert (quant["bits"], quant["activations"], quant["learned_activations"]) == ("1-1-4", "static", True)
+    state = load_file(output / "model.safetensors")
+    thresholds = [value for name, value in state.items() if name.endswith("threshold")]
+    # one for each tensor that is quantised: 2 layers of Q, K, V, probabilities and 4 inputs, and the pooler's
+    assert len(thresholds) == 2 * (4 + 4) + 1 and all(value > 0 for value in thresholds)
+
+
 class _StopAt:
     """Send Ctrl-C when a line begins with `mark`."""
 
@@ -177,9 +192,12 @@ def test_half_width_start_is_the_best_half_of_the_teacher(
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"bits": "2-2-8"}, "defines 1 bits for weights and 1, 2, 8 for embeddings and 8 for activations"),
+        ({"bits": "2-2-8"}, "defines 1 bits for weights and 1, 2, 8 for embeddings and 4, 8 for activations"),
         ({"bits": "1-4-8"}, "1, 2, 8 for embeddings"),
         ({"bits": "1-2-8", "as_published": True}, "only 1-bit weights are split"),
+        ({"bits": "1-1-2"}, "4, 8 for activations"),
+        ({"bits": "1-1-4", "activations": "dynamic-token"}, "where their steps are learned"),
+        ({"activation_step_lr": 0.1}, "no learned steps with 8-bit activations"),
         ({"model": "minilm"}, "leave --model minilm out"),
         ({"teacher": None}, "needs --teacher"),
         ({"logits_weight": 0.0}, "stage 'ternary prediction' of binarybert"),

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 import qexport
 from qexport.errors import UsageError
+from qexport.training.calibration import initialise_thresholds
 from qexport.training.quant_config import QuantConfig
 from qexport.training.splitting import SplitEmbedding, SplitLinear, split_student
 from qexport.training.student import QuantEmbedding, QuantLinear, quantize_model, quantized_modules
@@ -87,8 +88,27 @@ def test_split_static_student_has_the_logits_of_the_ternary_one() -> None:
     layer = student.get_submodule("bert.encoder.layer.0.intermediate.dense")
     assert isinstance(layer, SplitLinear)
     student.train()(**batch())
-    assert layer.first.activation is not None and layer.second.activation is not None
-    assert torch.equal(layer.first.activation.scale, layer.second.activation.scale)
+    assert layer.first.activation is layer.second.activation
+    assert "bert.encoder.layer.0.intermediate.dense.second.activation.scale" not in student.state_dict()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_split_student_of_4_bit_activations_has_the_logits_of_the_ternary_one(
+    family: str, tmp_path: Path
+) -> None:
+    learned = {"activations": "static", "learned_activations": True}
+    student = ternary(family, "2-1-4", **learned)
+    initialise_thresholds(student, batch())
+    with torch.no_grad():
+        expected = student(**batch()).logits
+        before = sum(name.endswith("threshold") for name in student.state_dict())
+        split_student(student, config("1-1-4", split_weights=True, **learned)).eval()
+        torch.testing.assert_close(student(**batch()).logits, expected, atol=1e-5, rtol=0)
+        assert before == sum(name.endswith("threshold") for name in student.state_dict()) > 0
+        student.save_pretrained(tmp_path)
+        assert torch.equal(qexport.load(tmp_path)(**batch()).logits, student(**batch()).logits)
+    student.train()(**batch()).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
 
 
 def test_split_layer_trains_as_the_sum_of_its_halves() -> None:

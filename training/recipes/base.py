@@ -120,14 +120,17 @@ class Recipe:
             )
             if value is not None
         }
-        if self.steps is not None:
+        learns = not self.low_activations or parse_bits(config.bits or self.default_bits).activation < 8
+        if self.steps is not None and learns:
             if config.as_published:
                 given.setdefault("truncation", self.steps.published_truncation)
             return dataclasses.replace(self.steps, **given)
         if given:
+            widths = " with 8-bit activations" if self.steps else ""
             raise UsageError(
-                f"method {self.name} has no learned steps, so --weight-step-lr, --activation-step-lr and "
-                "--truncation have no meaning for it; leave them out, or take lsq, lsq-kd or kdlsq"
+                f"method {self.name} has no learned steps{widths}, so "
+                "--weight-step-lr, --activation-step-lr and --truncation have no meaning for it; leave them "
+                "out, or take lsq, lsq-kd or kdlsq"
             )
         return None
 

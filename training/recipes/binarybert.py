@@ -8,13 +8,14 @@ teacher.
 
 As published (`--as-published`): one scale per matrix, one activation scale per batch tensor after a clip to
 +-2.5, a float position table, and a word embedding that is split too: two binary tables. By default the word
-embedding has one binary table, since with two of them no file of BERT-base stays below 16 MiB. Every
-difference: docs/methods.md.
+embedding has one binary table, since with two of them no file of BERT-base stays below 16 MiB. Activations of
+4 bits (1-1-4) have learned steps, as in lsq. Every difference: docs/methods.md.
 """
 
 from __future__ import annotations
 
 from qexport.training.recipes.base import Losses, Optimisation, Recipe, Stage
+from qexport.training.recipes.lsq import STEPS
 
 __all__ = ["BINARYBERT"]
 
@@ -30,6 +31,7 @@ BINARYBERT = Recipe(
     default_bits="1-1-8",
     weight_bits=(1,),
     embedding_bits=(1, 2, 8),
+    activation_bits=(4, 8),
     quant={"weight_quantizer": "bwn", "split_weights": True},
     published={
         "granularity": "matrix",
@@ -38,6 +40,8 @@ BINARYBERT = Recipe(
         "position_bits": 32,
         "split_embedding": True,
     },
+    low_activations={"activations": "static", "learned_activations": True, "activation_clip": 0.0},
+    steps=STEPS,
     # rates of the released scripts: 2e-5, then 1e-5 for ternary, 5e-5 for binary, 2.5 times that for layers
     stages=(
         Stage(name="half width", start="half-width", losses=Losses(hidden=0.1, logits=1.0), lr=0.4, epochs=3),
