@@ -23,7 +23,7 @@ class TrainConfig:
     """
 
     method: str
-    """Method: fp32, ternarybert, ternarybert-lat, q8bert, lsq, lsq-kd or kdlsq."""
+    """Method: fp32, ternarybert, ternarybert-lat, q8bert, lsq, lsq-kd, kdlsq or binarybert."""
     output: Path
     """Folder for the trained model, Hugging Face layout."""
     task: str | None = None
@@ -35,7 +35,7 @@ class TrainConfig:
     """Fine-tuned float model, folder or hub id: what is distilled and, without --model, where the student
     starts."""
     bits: str | None = None
-    """Bits of weights - word embedding - activations, such as 2-2-8; 2 is ternary."""
+    """Bits of weights - word embedding - activations, such as 2-2-8; 2 is ternary, 1 binary."""
     activations: str | None = None
     """Scales of activations: dynamic-token (one per token), dynamic-tensor (one per batch) or static (an
     average of the training, then fixed)."""
@@ -73,11 +73,13 @@ class TrainConfig:
     """Keep only so many rows of each evaluation split, drawn at random with --seed; default: all."""
 
     epochs: float | None = None
-    """Passes over the training rows; default: 3."""
+    """Passes over the training rows; default: 3. In methods with stages of each one; default: see
+    docs/methods.md."""
     max_steps: int | None = None
-    """Stop after so many optimiser steps; overrides --epochs."""
+    """Stop after so many optimiser steps, in each stage; overrides --epochs."""
     lr: float | None = None
-    """Peak learning rate; default: 5e-5 for fp32, lsq, lsq-kd and kdlsq, 2e-5 for the other methods."""
+    """Peak learning rate; default: 2e-5 for ternarybert, ternarybert-lat and q8bert, 5e-5 for the other
+    methods. The stages of binarybert take multiples of it."""
     weight_step_lr: float | None = None
     """Peak learning rate of learned steps of weights; default: 1e-3."""
     activation_step_lr: float | None = None
@@ -107,14 +109,16 @@ class TrainConfig:
     """Batches of similar length: less padding, another order of rows than plain shuffling."""
 
     hidden_weight: float | None = None
-    """Weight of the loss between hidden states; default: 1 for TernaryBERT, lsq-kd and kdlsq, else 0."""
+    """Weight of the loss between hidden states; default: 1 for TernaryBERT, lsq-kd and kdlsq, by stage for
+    binarybert, else 0."""
     attention_weight: float | None = None
-    """Weight of the loss between attention scores; default: 1 for TernaryBERT, lsq-kd and kdlsq, else 0."""
+    """Weight of the loss between attention scores; default: 1 for TernaryBERT, lsq-kd and kdlsq, by stage
+    for binarybert, else 0."""
     logits_weight: float | None = None
     """Weight of the loss between logits (soft cross-entropy); default: 1 for TernaryBERT, lsq-kd and kdlsq,
-    else 0."""
+    by stage for binarybert, else 0."""
     label_weight: float | None = None
-    """Weight of the loss with the true labels; default: 0 for TernaryBERT and lsq-kd, else 1."""
+    """Weight of the loss with the true labels; default: 0 for TernaryBERT, lsq-kd and binarybert, else 1."""
     temperature: float = 1.0
     """Temperature of the soft cross-entropy."""
 

@@ -49,6 +49,8 @@ def train(
 
       qexport train --method ternarybert --teacher teacher --task sst2 -o student
 
+      qexport train --method binarybert --teacher teacher --task sst2 -o binary
+
       qexport train --method fp32 --model minilm --data train.csv --eval eval.csv
       --text-column text --label-column label -o own
 
@@ -60,7 +62,8 @@ def train(
     try:
         result = run(config, say=console.say)
     except KeyboardInterrupt:
-        if any(config.output.glob("checkpoints/**/checkpoint-*")):
+        kept = ("checkpoints/**/checkpoint-*", "checkpoints/*/model")
+        if any(any(config.output.glob(name)) for name in kept):
             raise Interrupted(
                 f"training stopped; go on from the newest checkpoint in {config.output} with the same "
                 "command and --resume"
