@@ -25,11 +25,16 @@ from typing import NoReturn
 
 import pytest
 
+from qexport.serving.kernels import library_path
+
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "serving" / "kernels"
 SUPPORT = Path(__file__).resolve().parent
 EMULATED = SUPPORT / "emulated"
 DRIVER = SUPPORT / "kernel_driver.cpp"
+
+SUFFIXES = {".cpp", ".h", ".inl", ".json", ".map"}
+"""Of the files that a build depends on."""
 
 VERSION = '-DQEXPORT_VERSION="0.1.0"'
 
@@ -44,6 +49,14 @@ class Compiler:
     """What it compiles for: a key of sources.json."""
     identity: str
     """Its version, for the cache."""
+
+    def print_file(self, name: str) -> str | None:
+        """Path of a file that comes with it; None where it lacks the file."""
+        said = subprocess.run(
+            [*self.command, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        )
+        path = said.stdout.strip()
+        return path if os.path.isabs(path) else None
 
 
 def missing(what: str) -> NoReturn:
@@ -75,12 +88,6 @@ def host_compiler() -> Compiler:
         if found:
             return found
     missing("no C++ compiler; install g++ or set CXX")
-
-
-def clang() -> Compiler:
-    """clang++ of the system, for sanitizers."""
-    found = compiler_at(("clang++",), host_arch()) if shutil.which("clang++") else None
-    return found or missing("no clang++; install clang")
 
 
 def arm64_compilers() -> dict[str, Compiler]:
@@ -143,7 +150,7 @@ def build(
     ]
     digest = hashlib.sha256(repr((compiler, jobs, link, name)).encode())
     for file in sorted({*_files(KERNELS), *_files(SUPPORT)}):
-        if file.suffix in {".cpp", ".h", ".inl", ".json", ".map"}:
+        if file.suffix in SUFFIXES:
             digest.update(file.name.encode() + file.read_bytes())
     cache = Path(os.environ.get("QEXPORT_CACHE") or Path.home() / ".cache" / "qexport") / "kernel-tests"
     made = cache / digest.hexdigest()[:20] / name
@@ -181,9 +188,16 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def host_library() -> Path:
-    """The library of this machine as it ships; QEXPORT_KERNELS names another one to test."""
+    """The library of this machine: QEXPORT_KERNELS, else the installed one, else a new one.
+
+    An installed one that is older than a source counts as none.
+    """
     named = os.environ.get("QEXPORT_KERNELS")
-    return Path(named) if named else build(host_compiler())
+    installed = library_path()
+    newest = max(file.stat().st_mtime for file in _files(KERNELS) if file.suffix in SUFFIXES)
+    if installed and (named or installed.stat().st_mtime > newest):
+        return installed
+    return build(host_compiler())
 
 
 def _emulated(source: str, own: list[str]) -> list[str]:
@@ -217,31 +231,63 @@ def vector_functions() -> Path:
     )
 
 
-SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZERS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
-def driver(
-    compiler: Compiler, *, extra: tuple[str, ...] = (), link: tuple[str, ...] = (), emulated: bool = False
-) -> Path:
-    """A program that runs every operator through the hooks on all instruction sets, see kernel_driver.cpp.
+@dataclass(frozen=True)
+class Sanitized:
+    """The kernels with SANITIZERS, every x86 instruction set among them."""
 
-    Args:
-        compiler: which compiler.
-        extra: further flags of everything, SANITIZERS for one.
-        link: further flags of the link.
-        emulated: with the x86 instruction sets that the processor may lack.
-    """
+    library: Path
+    """The kernel library, which needs the sanitizers' run-time library in its process."""
+    driver: Path
+    """The driver, linked with that library."""
+    preload: str
+    """LD_PRELOAD for Python: the run-time library, and the C++ library whose exceptions it looks at."""
+    compile: tuple[str, ...]
+    """The command that compiles a program with the same checks."""
+
+
+def sanitized() -> Sanitized:
+    """Built by clang, or by the host's compiler where clang has no run-time library for sanitizers."""
+    candidates = [
+        compiler_at(("clang++",), host_arch()) if shutil.which("clang++") else None,
+        host_compiler(),
+    ]
+    for compiler in candidates:
+        if compiler is None:
+            continue
+        is_clang = "clang" in compiler.identity
+        name = f"libclang_rt.asan-{host_arch()}.so" if is_clang else "libasan.so"
+        before = [compiler.print_file(file) for file in (name, "libstdc++.so")]
+        if all(before):
+            break
+    else:
+        missing("no compiler with sanitizers; install g++, or clang with libclang-rt-dev")
+    options = (*SANITIZERS, "-shared-libasan") if is_clang else SANITIZERS
 
     def flags(source: str, own: list[str]) -> list[str] | None:
-        if source == "memory.cpp":  # the program has a C library
-            return None
-        return _emulated(source, own) if emulated else own
+        return None if source == "memory.cpp" else _emulated(source, own)  # the process has a C library
 
+    library = build(compiler, flags=flags, extra=options, link=("-shared",))
+    link = (str(library), f"-Wl,-rpath,{library.parent}", f"-Wl,-rpath,{Path(str(before[0])).parent}")
+    driver = build(
+        compiler,
+        flags=lambda _source, _own: None,
+        extra=options,
+        more=((DRIVER, ()),),
+        link=link,
+        name="kernel-driver",
+    )
+    return Sanitized(library, driver, " ".join(map(str, before)), (*compiler.command, *options))
+
+
+def arm64_driver(compiler: Compiler) -> Path:
+    """A static program that runs every operator through the hooks, see kernel_driver.cpp."""
     return build(
         compiler,
-        flags=flags,
-        extra=extra,
+        flags=lambda source, own: None if source == "memory.cpp" else own,
         more=((DRIVER, ("-ffp-contract=off", "-fno-exceptions", "-fno-rtti")),),
-        link=link,
+        link=("-static",),
         name="kernel-driver",
     )

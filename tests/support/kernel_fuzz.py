@@ -240,7 +240,8 @@ def damaged(rng: np.random.Generator, content: bytes) -> tuple[bytes, str]:
 
 DTYPES = {
     "tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_,
-    "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int32)": np.int32, "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int32)": np.int32,
+    "tensor(double)": np.float64,
     "tensor(float16)": np.float16, "tensor(uint16)": np.uint16,
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ HANGS = 120
 
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert-2-2-8": ("bert", {}),
-    "bert-1-1-8": ("bert", {"method": "binarybert", "bits": "1-1-8"}),
+    "bert-1-1-8": ("bert", {"bits": "1-1-8", "weight_quantizer": "bwn"}),
     "roberta-tensor": ("roberta", {"activations": "dynamic-tensor", "granularity": "matrix"}),
     "distilbert-q8bert": ("distilbert", {"bits": "8-8-8", "activations": "static", "granularity": "matrix",
                                          "quantize_probabilities": False, "quantize_values": False}),

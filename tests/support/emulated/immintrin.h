@@ -13,8 +13,9 @@
 namespace emulated {
 
 #define EMULATED static inline __attribute__((always_inline, unused))
+// Loops, kept out of the callers, which would take minutes to compile.
+#define OUTSIDE static __attribute__((noinline, unused))
 
-typedef uint8_t U8x64 __attribute__((vector_size(64)));
 typedef int8_t I8x64 __attribute__((vector_size(64)));
 typedef uint16_t U16x32 __attribute__((vector_size(64)));
 typedef int32_t I32x16 __attribute__((vector_size(64)));
@@ -40,11 +41,13 @@ EMULATED __m512i srli_epi16(__m512i a, unsigned count) {
 }
 
 // In each 128-bit lane: byte i is 0 where bit 7 of index i is set, else the byte at the low 4 bits of the index.
-EMULATED __m512i shuffle_epi8(__m512i a, __m512i index) {
-  const U8x64 from = as<U8x64>(a), at = as<U8x64>(index);
-  U8x64 to = {};
+OUTSIDE void shuffle(uint8_t* to, const uint8_t* from, const uint8_t* at) {
   for (int i = 0; i < 64; ++i) to[i] = at[i] & 0x80 ? 0 : from[(i & ~15) | (at[i] & 15)];
-  return whole(to);
+}
+EMULATED __m512i shuffle_epi8(__m512i a, __m512i index) {
+  __m512i to;
+  shuffle(reinterpret_cast<uint8_t*>(&to), reinterpret_cast<uint8_t*>(&a), reinterpret_cast<uint8_t*>(&index));
+  return to;
 }
 EMULATED __m512i maskz_broadcast_i32x4(__mmask16 mask, __m128i a) {
   int32_t four[4];
@@ -62,19 +65,43 @@ EMULATED __m128i maskz_cvtepi32_epi8(__mmask16 mask, __m512i a) {
   return result;
 }
 
+// Floats: both halves as AVX does them.
+EMULATED __m256 half(__m512 x, int which) {
+  __m256 halves[2];
+  __builtin_memcpy(halves, &x, 64);
+  return halves[which];
+}
+EMULATED __m512 joined(__m256 low, __m256 high) {
+  const __m256 halves[2] = {low, high};
+  __m512 x;
+  __builtin_memcpy(&x, halves, 64);
+  return x;
+}
 EMULATED __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
-  __m256 x[2], y[2], z[2];
-  __builtin_memcpy(x, &a, 64);
-  __builtin_memcpy(y, &b, 64);
-  __builtin_memcpy(z, &c, 64);
-  for (int i = 0; i < 2; ++i) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
-  __builtin_memcpy(&c, z, 64);
-  return c;
+  return joined(
+      _mm256_fmadd_ps(half(a, 0), half(b, 0), half(c, 0)), _mm256_fmadd_ps(half(a, 1), half(b, 1), half(c, 1)));
+}
+EMULATED __m512 masked(__mmask16 mask, __m512 x) {
+  float lanes[16];
+  __builtin_memcpy(lanes, &x, 64);
+  for (int i = 0; i < 16; ++i)
+    if (!(mask >> i & 1)) lanes[i] = 0;
+  __builtin_memcpy(&x, lanes, 64);
+  return x;
+}
+EMULATED __m512 maskz_min_ps(__mmask16 mask, __m512 a, __m512 b) {
+  return masked(mask, joined(_mm256_min_ps(half(a, 0), half(b, 0)), _mm256_min_ps(half(a, 1), half(b, 1))));
+}
+EMULATED __m512 maskz_max_ps(__mmask16 mask, __m512 a, __m512 b) {
+  return masked(mask, joined(_mm256_max_ps(half(a, 0), half(b, 0)), _mm256_max_ps(half(a, 1), half(b, 1))));
+}
+EMULATED __m256 maskz_extractf32x8_ps(__mmask8 mask, __m512 x, int which) {
+  return half(masked(static_cast<__mmask16>(which ? mask << 8 : mask), x), which);
 }
 
 // Each int32 takes four products of an unsigned byte of a by a signed byte of b; the sum wraps.
 template <int LANES>
-EMULATED void add_products(int32_t* sums, const uint8_t* a, const int8_t* b) {
+OUTSIDE void add_products(int32_t* sums, const uint8_t* a, const int8_t* b) {
   for (int lane = 0; lane < LANES; ++lane) {
     uint32_t sum = static_cast<uint32_t>(sums[lane]);
     for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(int32_t(a[4 * lane + i]) * int32_t(b[4 * lane + i]));
@@ -83,15 +110,8 @@ EMULATED void add_products(int32_t* sums, const uint8_t* a, const int8_t* b) {
 }
 template <class V>
 EMULATED V dpbusd(V sums, V a, V b) {
-  constexpr int LANES = sizeof(V) / 4;
-  int32_t to[LANES];
-  uint8_t left[4 * LANES];
-  int8_t right[4 * LANES];
-  __builtin_memcpy(to, &sums, sizeof(V));
-  __builtin_memcpy(left, &a, sizeof(V));
-  __builtin_memcpy(right, &b, sizeof(V));
-  add_products<LANES>(to, left, right);
-  __builtin_memcpy(&sums, to, sizeof(V));
+  add_products<sizeof(V) / 4>(
+      reinterpret_cast<int32_t*>(&sums), reinterpret_cast<uint8_t*>(&a), reinterpret_cast<int8_t*>(&b));
   return sums;
 }
 
@@ -172,6 +192,28 @@ inline void tile_release() {
 
 }  // namespace emulated
 
+// The real header may have macros of these names.
+#undef _mm512_loadu_si512
+#undef _mm512_storeu_si512
+#undef _mm512_setzero_si512
+#undef _mm512_set1_epi8
+#undef _mm512_set1_epi32
+#undef _mm512_add_epi32
+#undef _mm512_sub_epi32
+#undef _mm512_and_si512
+#undef _mm512_or_si512
+#undef _mm512_xor_si512
+#undef _mm512_srli_epi16
+#undef _mm512_shuffle_epi8
+#undef _mm512_maskz_broadcast_i32x4
+#undef _mm512_maskz_cvtepi32_epi8
+#undef _mm512_fmadd_ps
+#undef _mm512_maskz_min_ps
+#undef _mm512_maskz_max_ps
+#undef _mm512_maskz_extractf32x8_ps
+#undef _mm512_dpbusd_epi32
+#undef _mm256_dpbusd_avx_epi32
+
 #define _mm512_loadu_si512(p) emulated::loadu(p)
 #define _mm512_storeu_si512(p, x) emulated::storeu(p, x)
 #define _mm512_setzero_si512() emulated::setzero()
@@ -187,6 +229,9 @@ inline void tile_release() {
 #define _mm512_maskz_broadcast_i32x4(mask, a) emulated::maskz_broadcast_i32x4(mask, a)
 #define _mm512_maskz_cvtepi32_epi8(mask, a) emulated::maskz_cvtepi32_epi8(mask, a)
 #define _mm512_fmadd_ps(a, b, c) emulated::fmadd_ps(a, b, c)
+#define _mm512_maskz_min_ps(mask, a, b) emulated::maskz_min_ps(mask, a, b)
+#define _mm512_maskz_max_ps(mask, a, b) emulated::maskz_max_ps(mask, a, b)
+#define _mm512_maskz_extractf32x8_ps(mask, x, which) emulated::maskz_extractf32x8_ps(mask, x, which)
 #define _mm512_dpbusd_epi32(sums, a, b) emulated::dpbusd<__m512i>(sums, a, b)
 #define _mm256_dpbusd_avx_epi32(sums, a, b) emulated::dpbusd<__m256i>(sums, a, b)
 
