@@ -157,8 +157,8 @@ def fitted_threshold(x: Tensor, top: int) -> Tensor:
     """The threshold of Algorithm 1 whose truncation, out of TRUNCATIONS, leaves the least squared error.
 
     One ratio for all widths and tensors cannot be right: 0.05 costs 2 % of the energy of 8-bit weights, and a
-    third of that of the 8-bit inputs of BERT's matrices, whose few large channels it cuts off; ternary
-    weights want 0.2.
+    quarter of that of the 8-bit inputs of BERT's matrices, whose few large channels it cuts off; ternary
+    weights want 0.2 (docs/decisions/initial-steps.md).
 
     Args:
         x: float32 [..., n]; each vector along the last axis gets its own threshold. Of a longer vector
