@@ -87,7 +87,7 @@ def test_every_instruction_set_gives_the_bits_of_its_own_single_thread(
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_memory_does_not_grow(threads: int, library: Path, ternary_folder: Path) -> None:
-    """8 threads, 20,000 runs each: after the first half, which fills caches, at most 1 MiB, of Python itself."""
+    """8 threads, 20,000 runs each; after the first half, which fills caches, at most 1 MiB more."""
     encoder = session(str(ternary_folder / "model.onnx"), library, optimize=True, threads=threads)
     sizes = soak(encoder, 20_000)
     print([size >> 10 for size in sizes])
