@@ -141,3 +141,16 @@ def write_examples(folder: Path) -> None:
         inputs, attributes, stored = example(operator, rng)
         (folder / f"{operator}.onnx").write_bytes(one_node(operator, inputs, attributes, stored))
         np.savez(folder / f"{operator}.npz", **inputs)
+
+
+def feeds(count: int) -> list[dict[str, np.ndarray]]:
+    """Batches for a tiny encoder: several lengths, some rows padded."""
+    rng = np.random.default_rng(0)
+    made = []
+    for index in range(count):
+        batch, length = int(rng.integers(1, 4)), int(rng.integers(1, 38))
+        ids = rng.integers(4, 20, (batch, length))
+        mask = np.ones_like(ids)
+        mask[0, max(1, length - index) :] = 0
+        made.append({"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})
+    return made

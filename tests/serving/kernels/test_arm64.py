@@ -1,12 +1,18 @@
-"""NEON, its dot product and the int8 matrix extension on QEMU: every operator against the plain code."""
+"""NEON, its dot product and the int8 matrix extension on QEMU: alone, and inside ONNX Runtime for arm64."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import kernel_build
+import numpy as np
 import pytest
+from kernel_models import feeds, run, write_examples
+
+from qexport.graphs.operators import OPERATORS
 
 ROUNDS = 12
 CPUS = {
@@ -51,3 +57,49 @@ def test_every_instruction_set_computes_the_same(cpu: str, qemu: str) -> None:
 def test_every_instruction_set_computes_the_same_for_long(compiler: str, qemu: str) -> None:
     for seed in (2, 3):
         assert driven(qemu, compiler, "max", seed, 150) == CPUS["max"]
+
+
+@pytest.fixture
+def root() -> Path:
+    """Python and ONNX Runtime for arm64."""
+    folder = os.environ.get("QEXPORT_ARM64_ROOT", "")
+    if not folder:
+        kernel_build.missing("QEXPORT_ARM64_ROOT is not set; see tests/support/make_arm64_root.py")
+    return Path(folder)
+
+
+@pytest.mark.slow
+def test_onnxruntime_on_arm64_gives_the_numbers_of_x86(
+    qemu: str, root: Path, ternary_folder: Path, tmp_path: Path
+) -> None:
+    """Operators without exp, erf and LayerNorm are equal to their bodies here; the others are near."""
+    from qexport.serving.kernels.crossbuild import TARGETS, build
+
+    models, out = tmp_path / "models", tmp_path / "out"
+    models.mkdir()
+    write_examples(models)
+    shutil.copy(ternary_folder / "model.onnx", models / "encoder.onnx")
+    np.savez(models / "encoder.npz", **feeds(5)[4])
+    library = build(TARGETS["aarch64-linux-gnu"], tmp_path).path
+    environment = {**os.environ, "PYTHONHOME": str(root / "usr"), "PYTHONPATH": str(root / "site")}
+    python = [qemu, "-cpu", "max", "-L", str(root), str(root / "usr" / "bin" / "python3.11"), "-S"]
+    script = Path(kernel_build.__file__).with_name("kernel_runner.py")
+    command = [*python, str(script), str(library), str(models), str(out), *CPUS["max"]]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    for path in sorted(models.glob("*.onnx")):
+        with np.load(path.with_suffix(".npz")) as stored:
+            feed = dict(stored)
+        expected = run(path.read_bytes(), feed, None)
+        exact = path.stem in OPERATORS and not path.stem.startswith(
+            ("Gelu", "AddLayerNorm", "QuantizedAttention")
+        )
+        for isa in CPUS["max"]:
+            with np.load(out / isa / path.with_suffix(".npz").name) as found:
+                for name, y in expected.items():
+                    difference = np.abs(found[name].astype(np.float64) - y).max()
+                    near = 1.0 if name == "q" else 1e-5 * np.abs(y).max()
+                    assert found[name].dtype == y.dtype and difference <= (0 if exact else near), (
+                        path.stem,
+                        isa,
+                    )

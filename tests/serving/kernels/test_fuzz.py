@@ -16,7 +16,7 @@ from typing import Any
 import kernel_build
 import numpy as np
 import pytest
-from kernel_models import write_examples
+from kernel_models import feeds, write_examples
 from tiny_students import save_student
 
 FUZZ = Path(kernel_build.__file__).with_name("kernel_fuzz.py")
@@ -107,20 +107,13 @@ def examples(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def feeds() -> dict[str, np.ndarray]:
-    ids = np.random.default_rng(0).integers(4, 20, (2, 9))
-    mask = np.ones_like(ids)
-    mask[1, 6:] = 0
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-
-
 def test_damaged_operators_are_refused(library: Path, examples: Path) -> None:
     check(fuzz(library, examples, 20260101, 250))
 
 
 def test_damaged_encoder_is_refused(library: Path, ternary_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "ternary.onnx").write_bytes((ternary_folder / "model.onnx").read_bytes())
-    np.savez(tmp_path / "ternary.npz", **feeds())
+    np.savez(tmp_path / "ternary.npz", **feeds(3)[2])
     check(fuzz(library, tmp_path, 20260102, 100))
 
 
@@ -136,5 +129,5 @@ def test_ten_thousand_damaged_files_are_refused(library: Path, examples: Path, t
         source = save_student(tmp_path / name, model_type, **quantization)
         folder = to_onnx(ExportConfig(model=source, output=tmp_path / f"{name}-onnx")).output
         (encoders / f"{name}.onnx").write_bytes((folder / "model.onnx").read_bytes())
-        np.savez(encoders / f"{name}.npz", **feeds())
+        np.savez(encoders / f"{name}.npz", **feeds(3)[2])
     check(fuzz(library, encoders, 2, 4000))

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from kernel_hooks import Hooks
-from kernel_models import session
+from kernel_models import feeds, session
 
 THREADS = 8
 
@@ -20,19 +20,6 @@ def resident() -> int:
     """Bytes of this process in memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
-
-
-def feeds(count: int) -> list[dict[str, np.ndarray]]:
-    """Batches of several lengths, some rows padded."""
-    rng = np.random.default_rng(0)
-    made = []
-    for index in range(count):
-        batch, length = int(rng.integers(1, 4)), int(rng.integers(1, 38))
-        ids = rng.integers(4, 20, (batch, length))
-        mask = np.ones_like(ids)
-        mask[0, max(1, length - index) :] = 0
-        made.append({"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})
-    return made
 
 
 def soak(encoder: ort.InferenceSession, runs: int) -> list[int]:
