@@ -138,6 +138,7 @@ def test_both_halves_read_the_same_codes(exported: tuple[str, Path, ExportResult
     assert firsts and all(inputs[name] == inputs[name.removesuffix("first") + "second"] for name in firsts)
 
 
+@pytest.mark.slow
 def test_bert_base_1_1_8_is_at_most_16_mib(tmp_path: Path) -> None:
     torch.manual_seed(0)
     with torch.device("meta"):
