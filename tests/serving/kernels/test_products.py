@@ -122,7 +122,7 @@ def test_product_of_every_instruction_set_equals_the_body(
     check_all_isas(hooks, emulated, model, inputs, threads=2)
 
 
-@pytest.mark.parametrize("k", [1023, 1024, 1025, 1088, 3072, 65535, 65536])
+@pytest.mark.parametrize("k", [1024, 1025, 65536])
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_longest_sums_are_exact_at_the_extremes(bits: int, k: int, each: Hooks) -> None:
     """Codes are unpacked 1024 at a time; 65536 is the largest K. Sums go up to 2,122,383,360."""
@@ -147,8 +147,8 @@ def test_no_row_or_column_of_a_tile_is_mistaken(bits: int, each: Hooks) -> None:
     codes = codes_of(rng, (52, k), bits)
     a = activations(rng, (195, k), "any")
     a_scale, w_scale, bias = (floats(rng, (count,), False) for count in (195, 52, 52))
-    for m in (*range(1, 27), 31, 32, 33, 47, 48, 49, 95, 96, 97, 191, 192, 193, 195):
-        for n in (1, 15, 16, 17, 31, 33, 47, 48, 49, 52):
+    for m in (*range(1, 20), 24, 25, 26, 31, 32, 33, 48, 95, 96, 97, 193):
+        for n in (1, 16, 17, 33, 48, 52):
             inputs = (a[:m], a_scale[:m, None], np.uint8(128), pack(codes[:n], bits), w_scale[:n], bias[:n])
             (expected,) = OPERATORS[matmul_name(bits)].reference(*inputs, K=k)
             for isa in each.isas:
