@@ -35,10 +35,10 @@ def qemu() -> str:
 def driven(qemu: str, compiler: str, cpu: str, seed: int, rounds: int) -> list[str]:
     """Instruction sets that the driver was content with, best first."""
     compilers = kernel_build.arm64_compilers()
+    if compiler == "any" and compilers:
+        compiler = next(iter(compilers))
     if compiler not in compilers:
-        kernel_build.missing(
-            {"zig": "no ziglang; pip install '.[bundle]'", "gcc": "no aarch64-linux-gnu-g++"}[compiler]
-        )
+        kernel_build.missing(f"no compiler for arm64 ({compiler}): ziglang, or aarch64-linux-gnu-g++")
     program = kernel_build.arm64_driver(compilers[compiler])
     command = [qemu, "-cpu", cpu, str(program), str(seed), str(rounds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -49,7 +49,7 @@ def driven(qemu: str, compiler: str, cpu: str, seed: int, rounds: int) -> list[s
 @pytest.mark.parametrize("cpu", CPUS)
 def test_every_instruction_set_computes_the_same(cpu: str, qemu: str) -> None:
     """Products are equal to a plain loop; codes too; GELU, LayerNorm and attention are near."""
-    assert driven(qemu, "zig", cpu, 1, ROUNDS) == CPUS[cpu]
+    assert driven(qemu, "any", cpu, 1, ROUNDS) == CPUS[cpu]
 
 
 @pytest.mark.slow
