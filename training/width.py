@@ -51,6 +51,13 @@ class Importance:
     """float32 [F]."""
 
 
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        raise AttributeError(f"{name} is a {type(module).__name__}, not a linear layer")
+    return module
+
+
 def _layers(model: nn.Module) -> list[_Layer]:
     """The layers of an encoder whose linears are not quantised yet.
 
@@ -70,14 +77,13 @@ def _layers(model: nn.Module) -> list[_Layer]:
             names = [f"{path}.{name}" for name in ("query", "key", "value")]
             names += [f"{prefix}.{name}.dense" for name in ("attention.output", "intermediate", "output")]
         try:
-            linears = [model.get_submodule(name) for name in names]
+            linears = [_linear(model, name) for name in names]
         except AttributeError as error:
             raise UnsupportedModelError(
                 f"{path}: heads and neurons of this architecture cannot be cut ({error}); "
                 "use a method that keeps the width"
             ) from error
-        assert all(isinstance(linear, nn.Linear) for linear in linears)
-        found.append(_Layer(module, *linears))  # type: ignore[arg-type]
+        found.append(_Layer(module, *linears))
     return found
 
 
@@ -183,11 +189,10 @@ def cut_width(model: nn.Module, *, heads: int, neurons: int) -> None:
         kept = torch.arange(neurons, device=layer.up.weight.device)
         _take_rows(layer.up, kept)
         _take_columns(layer.down, kept)
-        for name in ("num_attention_heads", "n_heads"):
+        sizes = {"num_attention_heads": heads, "n_heads": heads, "all_head_size": heads * layer.head_size}
+        for name, size in sizes.items():
             if hasattr(layer.attention, name):
-                setattr(layer.attention, name, heads)
-        if hasattr(layer.attention, "all_head_size"):
-            layer.attention.all_head_size = heads * layer.head_size  # type: ignore[assignment]
+                setattr(layer.attention, name, size)
 
 
 def _take_rows(linear: nn.Linear, rows: Tensor) -> None:

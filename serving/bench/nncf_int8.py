@@ -54,7 +54,8 @@ def _embeddings(model: Any) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Quantise the first file into the second."""
-    # Both packages send usage figures where this one is installed; without it they send nothing.
+    # Both packages send usage figures where openvino_telemetry is installed. None is Python's own sign for a
+    # module that cannot be imported; the types of sys.modules leave it out.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import nncf
     import openvino

@@ -83,7 +83,7 @@ class EngineProcess:
 
     def __init__(self, name: str, spec: WorkerSpec, environment: Mapping[str, str]) -> None:
         self.name, self.spec = name, spec
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process; closed by close()
         command = [sys.executable, "-m", "qexport.serving.bench.worker", json.dumps(asdict(spec))]
         try:
             self._child = subprocess.Popen(
@@ -91,6 +91,7 @@ class EngineProcess:
                 encoding="utf-8", env={**os.environ, **environment},
             )  # fmt: skip
         except OSError as error:
+            self._log.close()
             raise errors.EnvironmentProblem(f"engine {name} did not start ({error})") from error
         try:
             self.opened = Opened(**self._ask("open"))

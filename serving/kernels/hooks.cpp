@@ -61,11 +61,7 @@ QEXPORT_API int qexport_matmul(
   return 0;
 }
 
-// x [rows, width] -> codes [rows, width], scale [rows].
-QEXPORT_API int qexport_quantize_per_token(
-    const char* isa_name, const float* x, int64_t rows, int64_t width, float clip, uint8_t* codes, float* scale) {
-  const Isa* isa;
-  if (int problem = find(isa_name, &isa)) return problem;
+static Rows rows_call(const float* x, int64_t rows, int64_t width, float clip, uint8_t* codes, float* scale) {
   Rows call = {};
   call.x = x;
   call.rows = rows;
@@ -73,7 +69,15 @@ QEXPORT_API int qexport_quantize_per_token(
   call.clip = clip;
   call.codes = codes;
   call.scale = scale;
-  isa->quantize(call, ONE_THREAD);
+  return call;
+}
+
+// x [rows, width] -> codes [rows, width], scale [rows].
+QEXPORT_API int qexport_quantize_per_token(
+    const char* isa_name, const float* x, int64_t rows, int64_t width, float clip, uint8_t* codes, float* scale) {
+  const Isa* isa;
+  if (int problem = find(isa_name, &isa)) return problem;
+  isa->quantize(rows_call(x, rows, width, clip, codes, scale), ONE_THREAD);
   return 0;
 }
 
@@ -83,14 +87,8 @@ QEXPORT_API int qexport_gelu_quantize_per_token(
     float* scale) {
   const Isa* isa;
   if (int problem = find(isa_name, &isa)) return problem;
-  Rows call = {};
-  call.x = x;
-  call.rows = rows;
-  call.width = width;
-  call.clip = clip;
+  Rows call = rows_call(x, rows, width, clip, codes, scale);
   call.y = y;
-  call.codes = codes;
-  call.scale = scale;
   isa->gelu_quantize(call, ONE_THREAD);
   return 0;
 }
@@ -101,19 +99,13 @@ QEXPORT_API int qexport_add_layer_norm_quantize_per_token(
     int64_t width, float epsilon, float clip, float* y, uint8_t* codes, float* scale) {
   const Isa* isa;
   if (int problem = find(isa_name, &isa)) return problem;
-  Rows call = {};
-  call.x = x;
+  Rows call = rows_call(x, rows, width, clip, codes, scale);
   call.residual = residual;
   call.residual_rows = rows;
   call.gamma = gamma;
   call.beta = beta;
   call.epsilon = epsilon;
-  call.rows = rows;
-  call.width = width;
-  call.clip = clip;
   call.y = y;
-  call.codes = codes;
-  call.scale = scale;
   isa->add_norm_quantize(call, ONE_THREAD);
   return 0;
 }

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from random_weights import materialise
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -144,14 +145,7 @@ def test_bert_base_1_1_8_is_at_most_16_mib(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = BertForSequenceClassification(BertConfig())
         quantize_model(model, binary("1-1-8", 6, 1536))
-    model = model.to_empty(device="cpu")
-    for name, buffer in model.named_buffers():
-        buffer.copy_(
-            torch.arange(buffer.numel()).view_as(buffer) if name.endswith("position_ids") else 0 * buffer
-        )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.02)
+    model = materialise(model)
     proto, _ = export_graph(model.eval(), ExportConfig(model=tmp_path, output=tmp_path / "out"), {})
     path = tmp_path / "model.onnx"
     path.write_bytes(proto.SerializeToString())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from random_weights import materialise
 from transformers import BertConfig, BertForSequenceClassification
 
 from qexport.graphs.config import ExportConfig
@@ -22,14 +23,7 @@ def test_bert_base_2_2_8_is_at_most_23_mib(tmp_path: Path) -> None:
     torch.manual_seed(0)
     with torch.device("meta"):
         model = BertForSequenceClassification(BertConfig())
-    model = model.to_empty(device="cpu")
-    for name, buffer in model.named_buffers():
-        buffer.copy_(
-            torch.arange(buffer.numel()).view_as(buffer) if name.endswith("position_ids") else 0 * buffer
-        )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.02)
+    model = materialise(model)
     # the largest 2-2-8 file: one scale for a matrix saves little, a float position table costs 1.1 MiB
     quantize_model(model, QuantConfig(method="ternarybert", bits="2-2-8", granularity="row", position_bits=8))
     float_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())

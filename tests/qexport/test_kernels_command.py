@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-from kernel_build import missing
+from required import missing
 
 import qexport
 from qexport.cli import main

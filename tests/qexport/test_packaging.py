@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel_build import missing
+from required import missing
 
 from qexport.serving.kernels import file_name
 from qexport.serving.kernels.binary import read_binary

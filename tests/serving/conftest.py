@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from required import missing
 
 from qexport.errors import EnvironmentProblem, UnknownNameError
 from qexport.serving import native
@@ -236,9 +236,7 @@ def kernel_library() -> native.Library:
     """The real library; without it a test is skipped, or fails where QEXPORT_REQUIRE_ALL is 1."""
     problem = native.library_problem()
     if problem is not None:
-        if os.environ.get("QEXPORT_REQUIRE_ALL") == "1":
-            pytest.fail(f"QEXPORT_REQUIRE_ALL is 1: {problem}")
-        pytest.skip(str(problem))
+        missing(str(problem))
     return native.find_library()
 
 

@@ -111,7 +111,7 @@ def test_a_file_without_our_operators_runs_on_stock(make_folder: MakeFolder, mar
 @pytest.mark.usefixtures("fake")
 def test_what_cannot_be_is_refused(marked: Path) -> None:
     with pytest.raises(UnknownNameError, match="unknown kernels mode 'of'; did you mean 'off'"):
-        load_onnx(marked, kernels="of")  # type: ignore[arg-type]
+        load_onnx(marked, kernels="of")  # type: ignore[arg-type]  the wrong value is what is tested
     with pytest.raises(UsageError, match="'avx2' needs the kernels, which are off"):
         load_onnx(marked, kernels="off", isa="avx2")
     with pytest.raises(UsageError, match="batch_size must be at least 1, got 0"):

@@ -21,9 +21,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-import pytest
+from required import missing
 
 from qexport.serving.kernels import library_path
 
@@ -57,13 +56,6 @@ class Compiler:
         )
         path = said.stdout.strip()
         return path if os.path.isabs(path) else None
-
-
-def missing(what: str) -> NoReturn:
-    """Skip the test, or fail it where QEXPORT_REQUIRE_ALL=1 asks for everything."""
-    if os.environ.get("QEXPORT_REQUIRE_ALL") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 def host_arch() -> str:

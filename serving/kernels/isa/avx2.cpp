@@ -28,6 +28,8 @@ constexpr int LENGTH = 32;
 struct Common {
   static constexpr int VECTORS = 2, LENGTH = 32;
   typedef __m256i Codes;
+  typedef __m256i Spread;
+  typedef __m256i Part;
   QX_INLINE __m256i zero() { return _mm256_setzero_si256(); }
   QX_INLINE __m256i codes(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   QX_INLINE __m256i four(const uint8_t* p) {
@@ -35,6 +37,7 @@ struct Common {
     __builtin_memcpy(&bytes, p, 4);
     return _mm256_set1_epi32(bytes);
   }
+  QX_INLINE __m256i spread(const uint8_t* p) { return four(p); }
   QX_INLINE void add_to(int32_t* sums, __m256i x) {
     __m256i* to = reinterpret_cast<__m256i*>(sums);
     _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), x));
@@ -44,9 +47,6 @@ struct Common {
 struct Narrow : Common {
   static constexpr int ROWS = 6, PANELS = 1;
   static constexpr bool INT16 = true, PAIRS = true;
-  typedef __m256i Spread;
-  typedef __m256i Part;
-  QX_INLINE Spread spread(const uint8_t* p) { return four(p); }
   // In assembly to keep the order: GCC 12 moves the loads of all rows to the front and then has no registers left for the sums.
   QX_INLINE Part dot(Part part, Spread a, Codes w) {
     __m256i pairs;
@@ -67,7 +67,6 @@ struct Wide : Common {
   struct Spread {
     __m256i sign, size;
   };
-  typedef __m256i Part;
   QX_INLINE Spread spread(const uint8_t* p) {
     const __m256i sign = _mm256_xor_si256(four(p), _mm256_set1_epi8(-128));
     return {sign, _mm256_abs_epi8(sign)};
@@ -88,9 +87,6 @@ struct Wide : Common {
 struct Small : Common {
   static constexpr int ROWS = 6, PANELS = 1;
   static constexpr bool INT16 = false, PAIRS = false;
-  typedef __m256i Spread;
-  typedef __m256i Part;
-  QX_INLINE Spread spread(const uint8_t* p) { return four(p); }
   QX_INLINE Part dot(Part part, Spread a, Codes w) {
     __m256i pairs;
     __asm__ volatile(

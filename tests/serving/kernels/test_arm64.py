@@ -11,6 +11,7 @@ import kernel_build
 import numpy as np
 import pytest
 from kernel_models import agrees, feeds, run, write_examples
+from required import missing
 
 ROUNDS = 12
 CPUS = {
@@ -27,7 +28,7 @@ def qemu() -> str:
         found = shutil.which(name)
         if found:
             return found
-    kernel_build.missing("no qemu-aarch64; install qemu-user-static")
+    missing("no qemu-aarch64; install qemu-user-static")
 
 
 def driven(qemu: str, compiler: str, cpu: str, seed: int, rounds: int) -> list[str]:
@@ -36,7 +37,7 @@ def driven(qemu: str, compiler: str, cpu: str, seed: int, rounds: int) -> list[s
     if compiler == "any" and compilers:
         compiler = next(iter(compilers))
     if compiler not in compilers:
-        kernel_build.missing(f"no compiler for arm64 ({compiler}): ziglang, or aarch64-linux-gnu-g++")
+        missing(f"no compiler for arm64 ({compiler}): ziglang, or aarch64-linux-gnu-g++")
     program = kernel_build.arm64_driver(compilers[compiler])
     command = [qemu, "-cpu", cpu, str(program), str(seed), str(rounds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -62,7 +63,7 @@ def root() -> Path:
     """Python and ONNX Runtime for arm64."""
     folder = os.environ.get("QEXPORT_ARM64_ROOT", "")
     if not folder:
-        kernel_build.missing("QEXPORT_ARM64_ROOT is not set; see tests/support/make_arm64_root.py")
+        missing("QEXPORT_ARM64_ROOT is not set; see tests/support/make_arm64_root.py")
     return Path(folder)
 
 

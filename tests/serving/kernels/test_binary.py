@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernel_build import missing
+from required import missing
 
 from qexport.serving.kernels import library_path
 from qexport.serving.kernels.binary import read_binary

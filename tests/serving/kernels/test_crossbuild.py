@@ -14,9 +14,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kernel_build import missing
+from required import missing
 
 from qexport.cli import main
 from qexport.errors import EnvironmentProblem, MissingPackageError, OutputExistsError, UnknownNameError
@@ -188,9 +189,9 @@ def test_source_that_does_not_compile_is_named_with_the_compilers_words(
     ],
 )
 def test_library_that_is_not_as_promised_is_refused(
-    changed: dict[str, object], n_bytes: int, fault: str | None
+    changed: dict[str, Any], n_bytes: int, fault: str | None
 ) -> None:
-    found = dataclasses.replace(GOOD, **changed)  # type: ignore[arg-type]
+    found = dataclasses.replace(GOOD, **changed)
     faults = crossbuild._faults(TARGETS["x86_64-linux-gnu"], found, n_bytes)
     assert list(faults) == ([] if fault is None else [fault])
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import pytest
-from kernel_build import host_compiler, missing
+from kernel_build import host_compiler
 from onnx import TensorProto, helper
+from required import missing
 
 from qexport.serving.kernels import ISA_NAMES, library_path
 from qexport.serving.kernels.crossbuild import TARGETS

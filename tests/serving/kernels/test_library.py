@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_build import missing
+from required import missing
 
 import qexport
 from qexport.errors import EnvironmentProblem, ShapeError, UnknownNameError, UsageError

@@ -13,6 +13,7 @@ from pathlib import Path
 import kernel_build
 import numpy as np
 from kernel_models import write_examples
+from required import missing
 
 RUNNER = Path(kernel_build.__file__).with_name("kernel_runner.py")
 OLDEST = (1, 17)
@@ -38,7 +39,7 @@ def test_other_versions_give_the_same_numbers(library: Path, tmp_path: Path) -> 
     write_examples(models)
     assert run(sys.executable, library, models, tmp_path / "this").returncode == 0
     if not interpreters():
-        kernel_build.missing("no other versions of ONNX Runtime: run tests/graphs/make_ort_venvs.py")
+        missing("no other versions of ONNX Runtime: run tests/graphs/make_ort_venvs.py")
     for index, python in enumerate(interpreters()):
         probe = [python, "-c", "import onnxruntime; print(onnxruntime.__version__)"]
         version = subprocess.run(probe, capture_output=True, text=True, check=True).stdout.strip()
