@@ -31,8 +31,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """The test suite; further words go to pytest: nox -s tests -- tests/graphs -x."""
-    session.run("pytest", *session.posargs)
+    """The test suite on every core; words after -- go to pytest instead: nox -s tests -- tests/graphs -x."""
+    session.run("pytest", *(session.posargs or ("-n", "auto", "--dist", "loadfile")))
 
 
 @nox.session(venv_backend="none")

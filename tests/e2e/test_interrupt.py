@@ -34,6 +34,12 @@ def _interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer.Distiller, "training_step", training_step)
 
 
+def _files(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder and its folders, by relative path."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
 def test_ctrl_c_during_training_then_resume(
     trail: Trail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,7 +87,7 @@ def test_resume_without_a_checkpoint_says_so(
 def test_ctrl_c_during_export_leaves_the_old_folder(trail: Trail, tmp_path: Path) -> None:
     out = tmp_path / "onnx"
     shutil.copytree(trail.onnx, out)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = _files(out)
     command = [sys.executable, "-m", "qexport", "to-onnx", str(trail.student), "-o", str(out), "--force"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         assert process.stderr is not None
@@ -94,7 +100,7 @@ def test_ctrl_c_during_export_leaves_the_old_folder(trail: Trail, tmp_path: Path
     assert code == 130, "".join(lines)
     assert lines[-1].startswith("qexport: interrupted")
     assert "to-onnx" in lines[-1]
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert _files(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
 
 
