@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 from qexport.errors import UsageError
 
-__all__ = ["ACTIVATION_MODES", "GRANULARITIES", "Bits", "max_code", "parse_bits"]
+__all__ = ["ACTIVATION_MODES", "GRANULARITIES", "TERNARY_SOLVERS", "Bits", "max_code", "parse_bits"]
 
 ACTIVATION_MODES = ("dynamic-token", "dynamic-tensor", "static")
 """How the scale of an activation is found: per token at run time, per batch tensor at run time, frozen."""
 
 GRANULARITIES = ("row", "matrix")
 """How many scales a weight matrix [N, K] has: one per output row, shape [N], or one, shape [1]."""
+
+TERNARY_SOLVERS = ("alternating", "exact")
+"""How loss-aware ternarisation finds codes and scale: approximately in a few rounds, or exactly by a sort."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qexport.errors import UsageError
-from qexport.formats import ACTIVATION_MODES, GRANULARITIES, parse_bits
+from qexport.formats import ACTIVATION_MODES, GRANULARITIES, TERNARY_SOLVERS, parse_bits
 
 __all__ = ["TrainConfig"]
 
@@ -41,6 +41,12 @@ class TrainConfig:
     average of the training, then fixed)."""
     granularity: str | None = None
     """Scales of a weight matrix: row (one per output) or matrix (one)."""
+    embedding_granularity: str | None = None
+    """Scales of the word embedding: row (one per word) or matrix (one); default: row, and matrix for lsq,
+    lsq-kd and kdlsq and for q8bert with --as-published."""
+    solver: str | None = None
+    """How ternarybert-lat finds ternary weights: alternating (approximate, the default) or exact (a sort of
+    every matrix in each step, slower)."""
     activation_clip: float | None = None
     """Clip activations to [-c, c] before they are quantised; 0 for no clip; TernaryBERT as published: 2.5."""
     position_bits: int | None = None
@@ -142,6 +148,8 @@ class TrainConfig:
             parse_bits(self.bits)
         _one_of("--activations", self.activations, ACTIVATION_MODES)
         _one_of("--granularity", self.granularity, GRANULARITIES)
+        _one_of("--embedding-granularity", self.embedding_granularity, GRANULARITIES)
+        _one_of("--solver", self.solver, TERNARY_SOLVERS)
         _one_of("--logging", self.logging, ("none", "tensorboard"))
         if self.position_bits not in (None, 8, 32):
             raise UsageError(f"--position-bits must be 8 or 32, got {self.position_bits}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qexport.errors import UnsupportedModelError, UsageError
-from qexport.formats import ACTIVATION_MODES, GRANULARITIES, Bits, max_code, parse_bits
+from qexport.formats import ACTIVATION_MODES, GRANULARITIES, TERNARY_SOLVERS, Bits, max_code, parse_bits
 
 __all__ = ["QUANT_METHOD", "WEIGHT_QUANTIZERS", "QuantConfig"]
 
@@ -29,10 +29,12 @@ class QuantConfig:
     weight_quantizer: str = "twn"
     """Ternary rule: twn (threshold 0.7 mean|w|) or lat (loss-aware); other widths always use minmax. Or lsq:
     learned steps at every width. Or bwn: binary at 1 bit (sign times mean|w|), twn at 2."""
+    ternary_solver: str = "alternating"
+    """Of the rule lat: alternating (approximate) or exact."""
     granularity: str = "row"
     """Scales of a weight matrix [N, K]: row [N] or matrix [1]."""
     embedding_granularity: str = "row"
-    """Scales of the word embedding [V, D]: row [V], or, with learned steps only, matrix [1]."""
+    """Scales of the word embedding [V, D]: row [V] or matrix [1]."""
     activations: str = "dynamic-token"
     """Scale of activations: dynamic-token, dynamic-tensor or static."""
     activation_clip: float = 0.0
@@ -92,6 +94,7 @@ class QuantConfig:
             )
         for name, value, allowed in (
             ("weight_quantizer", self.weight_quantizer, WEIGHT_QUANTIZERS),
+            ("ternary_solver", self.ternary_solver, TERNARY_SOLVERS),
             ("granularity", self.granularity, GRANULARITIES),
             ("embedding_granularity", self.embedding_granularity, GRANULARITIES),
             ("activations", self.activations, ACTIVATION_MODES),
@@ -122,10 +125,13 @@ class QuantConfig:
         return max_code(bits) if bits >= 8 or not self.unsigned_probabilities else (1 << bits) - 1
 
     def table_rule(self, table: str) -> tuple[str, str]:
-        """Weight quantiser and granularity of an embedding table: steps are learned for the words only."""
-        if self.weight_quantizer != "lsq":
-            return self.weight_quantizer, "row"
-        return ("lsq", self.embedding_granularity) if table == "word_embeddings" else ("minmax", "row")
+        """Weight quantiser and granularity of an embedding table; that of positions has a scale per row.
+
+        Steps are learned for the words only.
+        """
+        if table == "word_embeddings":
+            return self.weight_quantizer, self.embedding_granularity
+        return ("minmax" if self.weight_quantizer == "lsq" else self.weight_quantizer), "row"
 
     def to_dict(self) -> dict[str, Any]:
         """For config.json, with `quant_method`."""

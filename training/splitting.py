@@ -50,16 +50,16 @@ class SplitLinear(nn.Module):
 
 
 class SplitEmbedding(nn.Module):
-    """Two binary tables whose rows are added: a ternary embedding after its split, row by row."""
+    """Two binary tables whose rows are added: a ternary embedding after its split."""
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, embedding: nn.Embedding, *, granularity: str = "row") -> None:
         """Split the table of `embedding`."""
         super().__init__()
         tables = []
-        for weight in split_ternary(embedding.weight.detach(), "row"):
+        for weight in split_ternary(embedding.weight.detach(), granularity):
             table = copy.copy(embedding)
             table._parameters = {"weight": nn.Parameter(weight)}
-            tables.append(QuantEmbedding(table, bits=1, weight_quantizer="bwn"))
+            tables.append(QuantEmbedding(table, bits=1, granularity=granularity, weight_quantizer="bwn"))
         self.first, self.second = tables
 
     def forward(self, input: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def split_student(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMode
         if isinstance(module, QuantLinear) and module.bits == 2:
             replacement = SplitLinear(module, granularity=module.granularity, activation=module.activation)
         elif isinstance(module, QuantEmbedding) and module.bits == 2 and config.split_embedding:
-            replacement = SplitEmbedding(module)
+            replacement = SplitEmbedding(module, granularity=module.granularity)
         if replacement is not None:
             model.set_submodule(name, replacement.train(module.training))
     if config.learns_activations:

@@ -20,9 +20,9 @@ from qexport.errors import UnsupportedModelError
 from qexport.formats import max_code
 from qexport.training.quant_config import QuantConfig
 from qexport.training.quantizers import (
+    SOLVERS,
     ActivationQuantizer,
     binary_weight_network,
-    loss_aware_ternary,
     minmax,
     straight_through,
     ternary_weight_network,
@@ -94,6 +94,7 @@ class _QuantWeight(nn.Module):
     weight_quantizer: str
     weight_clip: float
     gradient_scale: bool
+    solver: str
     observing: ThresholdRule | None = None
     """While thresholds are initialised, how: the module then computes in float."""
 
@@ -105,10 +106,11 @@ class _QuantWeight(nn.Module):
         weight_quantizer: str,
         weight_clip: float,
         gradient_scale: bool,
+        solver: str,
     ) -> None:
         self.bits, self.granularity = bits, granularity
         self.weight_quantizer, self.weight_clip = weight_quantizer, weight_clip
-        self.gradient_scale = gradient_scale
+        self.gradient_scale, self.solver = gradient_scale, solver
         if self.uses_curvature:
             self.register_buffer("curvature", torch.zeros_like(weight, requires_grad=False))
         if self.learns_steps:
@@ -145,7 +147,7 @@ class _QuantWeight(nn.Module):
         if self.weight_clip > 0:
             weight = weight.clamp(-self.weight_clip, self.weight_clip)
         if curvature is not None:
-            return loss_aware_ternary(weight, self.granularity, curvature)
+            return SOLVERS[self.solver](weight, self.granularity, curvature)
         if self.bits == 1:
             return binary_weight_network(weight, self.granularity)
         if self.bits == 2 and self.weight_quantizer in ("twn", "bwn"):
@@ -193,13 +195,14 @@ class QuantLinear(_QuantWeight, nn.Linear):
         weight_quantizer: str = "twn",
         weight_clip: float = 0.0,
         gradient_scale: bool = True,
+        solver: str = "alternating",
         activation: ActivationQuantizer | None = None,
     ) -> None:
         """Take over the parameters of `linear`."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self._set_rule(self.weight, bits, granularity, weight_quantizer, weight_clip, gradient_scale)
+        self._set_rule(self.weight, bits, granularity, weight_quantizer, weight_clip, gradient_scale, solver)
         self.activation = activation
 
     def extra_repr(self) -> str:
@@ -234,9 +237,10 @@ class QuantLinear(_QuantWeight, nn.Linear):
 
 
 class QuantEmbedding(_QuantWeight, nn.Embedding):
-    """nn.Embedding with a quantised table; only rows that are looked up are quantised.
+    """nn.Embedding with a quantised table.
 
-    There is one scale per row; a learned step may also be one for the table (granularity "matrix").
+    With one scale per row only rows that are looked up are quantised; with one for the table (granularity
+    "matrix") all of them are, but for learned steps.
     """
 
     def __init__(
@@ -248,6 +252,7 @@ class QuantEmbedding(_QuantWeight, nn.Embedding):
         weight_quantizer: str = "twn",
         weight_clip: float = 0.0,
         gradient_scale: bool = True,
+        solver: str = "alternating",
     ) -> None:
         """Take over the table of `embedding`."""
         nn.Module.__init__(self)
@@ -256,7 +261,7 @@ class QuantEmbedding(_QuantWeight, nn.Embedding):
         self.norm_type, self.scale_grad_by_freq = embedding.norm_type, embedding.scale_grad_by_freq
         self.sparse = embedding.sparse
         self.weight = embedding.weight
-        self._set_rule(self.weight, bits, granularity, weight_quantizer, weight_clip, gradient_scale)
+        self._set_rule(self.weight, bits, granularity, weight_quantizer, weight_clip, gradient_scale, solver)
 
     def extra_repr(self) -> str:
         return f"{nn.Embedding.extra_repr(self)}, bits={self.bits}"
@@ -272,9 +277,14 @@ class QuantEmbedding(_QuantWeight, nn.Embedding):
                 threshold = functional.embedding(input, threshold.unsqueeze(-1)).squeeze(-1)
             return self._fake_learned(rows, threshold)
         with torch.no_grad():
-            curvature = functional.embedding(input, self.curvature) if self.uses_curvature else None
-            codes, scale = self._quantize(rows.detach(), curvature)
-            quantized = codes.mul_(scale.unsqueeze(-1))
+            curvature = self.curvature if self.uses_curvature else None
+            if self.granularity == "matrix":
+                codes, scale = self._quantize(self.weight, curvature) if self.training else self._codes()
+                quantized = functional.embedding(input, codes).mul_(scale)
+            else:
+                curvature = None if curvature is None else functional.embedding(input, curvature)
+                codes, scale = self._quantize(rows.detach(), curvature)
+                quantized = codes.mul_(scale.unsqueeze(-1))
         return straight_through(rows, quantized, self.weight_clip)
 
 
@@ -428,6 +438,7 @@ def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMod
                     weight_quantizer=config.weight_quantizer,
                     weight_clip=config.weight_clip,
                     gradient_scale=config.gradient_scale,
+                    solver=config.ternary_solver,
                     activation=None if bits.activation == 32 else activation_quantizer(config),
                 )
         elif type(module) is nn.Embedding:
@@ -444,6 +455,7 @@ def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMod
                     weight_quantizer=weight_quantizer,
                     weight_clip=config.weight_clip,
                     gradient_scale=config.gradient_scale,
+                    solver=config.ternary_solver,
                 )
         elif _is_self_attention(module) and bits.activation != 32:
             module.qexport_attention = AttentionQuantizers(config)

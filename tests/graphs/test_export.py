@@ -30,7 +30,8 @@ pytestmark = pytest.mark.usefixtures("trace_once")
 CASES: dict[str, tuple[str, dict[str, Any] | None]] = {
     "bert-dynamic-token": ("bert", {}),
     "roberta-tensor-clip": ("roberta", {"activations": "dynamic-tensor", "granularity": "matrix",
-                                        "activation_clip": 2.5, "position_bits": 32}),
+                                        "embedding_granularity": "matrix", "activation_clip": 2.5,
+                                        "position_bits": 32}),
     "distilbert-q8bert": ("distilbert", {"bits": "8-8-8", "activations": "static", "granularity": "matrix",
                                          "quantize_probabilities": False, "quantize_values": False,
                                          "quantize_head": True}),

@@ -78,6 +78,7 @@ def test_lsq_gives_the_known_codes_and_step_gradient() -> None:
     """Signed 4 bits as LSQ has them, -8..7, step 0.25; its gradient is that of the threshold times 7."""
     y, passed, found = gradients(X, 7 * 0.25, 7, low=-8, clipped=True)
     assert (y / 0.25).tolist() == [-8, -2, 0, 2, 5, 7]
+    assert y.tolist() == [-2, -0.5, 0, 0.5, 1.25, 1.75]
     assert (found * 7).tolist() == pytest.approx([-8, 0.4, -0.052, 0.4, 0.2, 7], abs=1e-6)
     assert float(found.sum() * 7) * gradient_factor(6, 7) == pytest.approx(-0.0080238, abs=1e-6)
     assert passed.tolist() == [0, 1, 1, 1, 1, 0]

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from qexport.training.quantizers.activation import ActivationQuantizer, activation_codes
 from qexport.training.quantizers.bwn import binary_weight_network, split_ternary
-from qexport.training.quantizers.lat import loss_aware_ternary
+from qexport.training.quantizers.lat import SOLVERS, loss_aware_ternary, loss_aware_ternary_exact
 from qexport.training.quantizers.minmax import minmax
 from qexport.training.quantizers.straight_through import straight_through
 from qexport.training.quantizers.twn import ternary_weight_network
 
 __all__ = [
+    "SOLVERS",
     "ActivationQuantizer",
     "activation_codes",
     "binary_weight_network",
     "loss_aware_ternary",
+    "loss_aware_ternary_exact",
     "minmax",
     "split_ternary",
     "straight_through",

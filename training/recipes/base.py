@@ -145,6 +145,8 @@ class Recipe:
                 ("--bits", config.bits),
                 ("--activations", config.activations),
                 ("--granularity", config.granularity),
+                ("--embedding-granularity", config.embedding_granularity),
+                ("--solver", config.solver),
                 ("--position-bits", config.position_bits),
                 ("--activation-clip", config.activation_clip),
                 ("--as-published", config.as_published or None),
@@ -174,7 +176,16 @@ class Recipe:
         values = {**self.quant, **(self.published if config.as_published else {})}
         if bits.activation < 8:
             values.update(self.low_activations)
-        for name in ("activations", "granularity", "activation_clip", "position_bits"):
+        for name in (
+            "activations", "granularity", "embedding_granularity", "activation_clip", "position_bits"
+        ):  # fmt: skip
             if getattr(config, name) is not None:
                 values[name] = getattr(config, name)
+        if config.solver is not None:
+            if values.get("weight_quantizer") != "lat":
+                raise UsageError(
+                    f"method {self.name} has no loss-aware ternarisation, so --solver has no meaning for it; "
+                    "leave it out, or take ternarybert-lat"
+                )
+            values["ternary_solver"] = config.solver
         return QuantConfig(method=self.name, bits=text, **values)

@@ -28,5 +28,5 @@ Q8BERT = Recipe(
         "quantize_values": False,
         "quantize_head": True,
     },
-    published={"granularity": "matrix"},
+    published={"granularity": "matrix", "embedding_granularity": "matrix"},
 )
