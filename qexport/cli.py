@@ -22,6 +22,9 @@ from qexport.commands.kernels import kernels
 from qexport.commands.listing import methods, tasks
 from qexport.commands.predict import predict
 from qexport.commands.quickstart import quickstart
+from qexport.commands.target import listing as list_targets
+from qexport.commands.target import prepare as prepare_target
+from qexport.commands.target import target
 from qexport.commands.train import train
 from qexport.commands.verify import verify
 from qexport.errors import Interrupted, QexportError
@@ -42,6 +45,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 
 _GROUPS: dict[str, tuple[Callable[..., None], dict[str, Callable[..., None]]]] = {
     "kernels": (kernels, {"build": build_kernels}),
+    "target": (target, {"list": list_targets, "prepare": prepare_target}),
 }
 """Commands with commands of their own: what the bare name does, and those."""
 
@@ -161,7 +165,7 @@ for _name, (_bare, _inner) in _GROUPS.items():
     _group = typer.Typer(rich_markup_mode="rich")
     _group.callback(invoke_without_command=True)(_contained(_bare))
     for _inner_name, _command in _inner.items():
-        _group.command(_inner_name, no_args_is_help=True)(_contained(_command))
+        _group.command(_inner_name, no_args_is_help=_inner_name != "list")(_contained(_command))
     app.add_typer(_group, name=_name)
 
 

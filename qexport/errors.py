@@ -7,7 +7,8 @@ QexportError                  1
 │   └── OutputExistsError                  the output folder exists and --force was not given
 ├── GateFailed                          3  a requested bound does not hold, or could not be measured
 ├── EnvironmentProblem (RuntimeError)    4  a package, a runtime version, a device or disk space is missing
-│   ├── MissingPackageError
+│   ├── MissingPackageError, MissingToolError
+│   ├── TargetLost                         a target of verify that stopped answering
 │   └── DiskFullError
 ├── UnsupportedModelError (ValueError)  5  a model, student folder or ONNX file that cannot be handled
 │   └── ShapeError, ValueRangeError        a tensor with the wrong shape, dtype or values
@@ -26,9 +27,11 @@ __all__ = [
     "GateFailed",
     "Interrupted",
     "MissingPackageError",
+    "MissingToolError",
     "OutputExistsError",
     "QexportError",
     "ShapeError",
+    "TargetLost",
     "UnknownNameError",
     "UnsupportedModelError",
     "UsageError",
@@ -87,6 +90,24 @@ class EnvironmentProblem(QexportError, RuntimeError):
 
 class MissingPackageError(EnvironmentProblem, ImportError):
     """An optional package is not installed; the message holds the pip line."""
+
+
+class MissingToolError(EnvironmentProblem):
+    """A program that is not installed, or files that were not fetched; `fix` is the command that does it."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        """Compose the message.
+
+        Args:
+            what: what is missing, without a full stop.
+            fix: the command line that installs it.
+        """
+        super().__init__(f"{what}; run: {fix}")
+        self.fix = fix
+
+
+class TargetLost(EnvironmentProblem):
+    """A target of verify ended or stopped answering while it was used."""
 
 
 class DiskFullError(EnvironmentProblem):

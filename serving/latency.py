@@ -26,6 +26,7 @@ __all__ = [
     "feeds_from_rows",
     "interleave",
     "interleaved_times",
+    "latency_cells",
     "measure_latency",
     "median_interval",
     "ratios",
@@ -76,7 +77,9 @@ class LatencyCell:
     min_ms: float
     """Fastest round."""
     ratios: list[Ratio]
-    """Only of the first engine: every other engine divided by it."""
+    """Only of the first engine of a clock: every other engine of that clock divided by it."""
+    clock: str = "host"
+    """Whose clock it is: "host", or the name of the target that timed it; never compare two clocks."""
 
 
 def median_interval(values: npt.NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
@@ -234,15 +237,35 @@ def measure_latency(
         for length in lengths:
             feeds = feeds_from_rows(batches, length=length, batch_size=batch_size, seed=seed)
             times = interleaved_times(engines, feeds, rounds=rounds, warmup=warmup)
-            for name, taken in times.items():
-                p50, p90, p99 = (float(value) for value in np.percentile(taken, [50, 90, 99]))
-                cells.append(
-                    LatencyCell(
-                        engine=name, length=length, batch_size=batch_size, threads=count, rounds=rounds,
-                        p50_ms=p50, p90_ms=p90, p99_ms=p99, mean_ms=float(taken.mean()),
-                        min_ms=float(taken.min()), ratios=ratios(times, ours) if name == ours else [],
-                    )
-                )  # fmt: skip
+            counts = dict.fromkeys(times, count)
+            cells += latency_cells(times, ours, length=length, batch_size=batch_size, threads=counts)
             line = ", ".join(f"{name} {np.median(taken):.2f} ms" for name, taken in times.items())
             report(f"latency, {length} tokens, {count} thread{'s' if count > 1 else ''}: {line}")
+    return cells
+
+
+def latency_cells(
+    times: Mapping[str, npt.NDArray[np.float64]], ours: str, *, length: int, batch_size: int,
+    threads: Mapping[str, int], clock: str = "host",
+) -> list[LatencyCell]:  # fmt: skip
+    """One cell per engine, from the milliseconds of each in each round.
+
+    Args:
+        times: name -> float64 [rounds], taken in turns by one clock.
+        ours: the engine that ratios are formed against.
+        length: tokens per text.
+        batch_size: texts per run.
+        threads: name -> threads inside one operator.
+        clock: whose clock it was.
+    """
+    cells = []
+    for name, taken in times.items():
+        p50, p90, p99 = (float(value) for value in np.percentile(taken, [50, 90, 99]))
+        cells.append(
+            LatencyCell(
+                engine=name, length=length, batch_size=batch_size, threads=threads[name], rounds=len(taken),
+                p50_ms=p50, p90_ms=p90, p99_ms=p99, mean_ms=float(taken.mean()),
+                min_ms=float(taken.min()), ratios=ratios(times, ours) if name == ours else [], clock=clock,
+            )
+        )  # fmt: skip
     return cells

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from qexport.serving import plots
+from qexport.serving.matrix import checks
 from qexport.serving.terminal import megabytes
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _VERDICTS = {
     "passed": "Every gate passed",
     "failed": "A gate failed",
     "undecided": "These rows cannot decide",
+    "incomplete": "A target did not run",
     "measured": "Measured, no gate was set",
 }
 
@@ -114,14 +116,17 @@ def _against_stock(report: Report) -> Parity | None:
 
 def _plots(report: Report) -> list[Plot]:
     found = []
-    for threads in dict.fromkeys(cell.threads for cell in report.latency):
-        cells = [cell for cell in report.latency if cell.threads == threads]
+    panels = dict.fromkeys(plots.panel(cell) for cell in report.latency)
+    for clock, threads in panels:
+        cells = [cell for cell in report.latency if plots.panel(cell) == (clock, threads)]
         caption = (
             f"Median of {cells[0].rounds} rounds, batch {cells[0].batch_size}; the band reaches to the 90th "
             "percentile. Engines ran in turns, so a busy moment hits all of them."
         )
         title = f"Latency by length, {threads} thread{'s' * (threads > 1)}"
-        found.append(Plot(title, caption, plots.latency_plot(report, threads)))
+        if clock != "host":
+            title, caption = f"Latency by length on {clock}", f"{caption} By the clock of {clock}."
+        found.append(Plot(title, caption, plots.latency_plot(report, clock, threads)))
     found.append(
         Plot(
             "Size on disk",
@@ -192,6 +197,7 @@ def render_page(report: Report) -> str:
         summary=report.summary(),
         latency_title=report.latency_at().title,
         labels=labels,
+        checks=checks(report, report.matrix),
         command=_reproduce(report),
         config=json.dumps(report.config, indent=2, ensure_ascii=False),
     )

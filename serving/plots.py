@@ -31,6 +31,7 @@ __all__ = [
     "latency_plot",
     "layers_plot",
     "lines_plot",
+    "panel",
     "size_plot",
 ]
 
@@ -181,22 +182,42 @@ def lines_plot(name: str, lines: Sequence[Line], *, y_label: str, level: float |
     return _figure(name, 5.6, 3.6, draw)
 
 
-def latency_plot(report: Report, threads: int) -> str:
-    """Median latency by length for one thread count, band from p50 to p90; "" without data."""
+def panel(cell: LatencyCell) -> tuple[str, int]:
+    """The plot that a latency belongs to: its clock, and on the host's clock its thread count (else 0)."""
+    return cell.clock, cell.threads if cell.clock == "host" else 0
+
+
+def latency_plot(report: Report, clock: str, threads: int) -> str:
+    """Median latency by length of one `panel`, band from p50 to p90; "" without data."""
     cells_of: dict[str, list[LatencyCell]] = {}
     for cell in sorted(report.latency, key=lambda cell: cell.length):
-        if cell.threads == threads:
+        if panel(cell) == (clock, threads):
             cells_of.setdefault(cell.engine, []).append(cell)
+    shades = _shades(list(cells_of), report.main_engine)
     lines = [
         Line(
             label=f"{_label(report, name)} {_nice(cells[-1].p50_ms)} ms",
-            colour=colour(name, report.main_engine),
+            colour=shades[name],
             x=[cell.length for cell in cells], y=[cell.p50_ms for cell in cells],
             low=[cell.p50_ms for cell in cells], high=[cell.p90_ms for cell in cells],
         )
-        for name, cells in sorted(cells_of.items(), key=lambda item: item[0] == report.main_engine)
+        for name, cells in sorted(cells_of.items(), key=lambda item: shades[item[0]] == COLOURS["main"])
     ]  # fmt: skip
-    return lines_plot(f"latency-{threads}", lines, y_label="milliseconds, log scale")
+    return lines_plot(
+        re.sub(r"\W+", "-", f"latency-{clock}-{threads}"), lines, y_label="milliseconds, log scale"
+    )
+
+
+def _shades(names: Sequence[str], main: str) -> dict[str, str]:
+    """A colour for each engine of one panel; on another clock its first engine has that of the main one."""
+    ours = main if main in names else names[0] if names else main
+    spare = iter(() if main in names else (COLOURS["student"], COLOURS["openvino"], COLOURS["stock"]))
+    found = {}
+    for name in names:
+        kind = next((kind for kind in ("fp32", "int8") if name.startswith(f"{kind}-")), name)
+        known = name == ours or kind in COLOURS
+        found[name] = colour(name if name == ours else kind, ours) if known else next(spare, _MUTED)
+    return found
 
 
 def _spread_ticks(axes: Axes, low: float, high: float) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from qexport.atomic import atomic_write_text
-from qexport.errors import GateFailed
+from qexport.errors import EnvironmentProblem, GateFailed, UnsupportedModelError
 from qexport.serving.evaluate import MetricValue
 from qexport.serving.gates import Gate
-from qexport.serving.latency import LatencyCell
+from qexport.serving.latency import LatencyCell, Ratio
 from qexport.serving.machine import Environment
+from qexport.serving.matrix import Column, TargetResult
 from qexport.serving.parity import LayerTrace, Parity
 from qexport.serving.probe import Probe
 
@@ -34,7 +35,7 @@ __all__ = [
     "process_of",
 ]
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """Of report.json. The first number changes when a field is renamed, removed or changes its meaning."""
 
 
@@ -244,13 +245,19 @@ class Report:
     config: dict[str, Any]
     """The VerifyConfig, as JSON."""
     status: str
-    """"passed", "failed", "undecided" (gates), or "measured" when no gate was asked for."""
+    """"passed", "failed", "undecided" (gates), or "measured" when no gate was asked for; "incomplete" when no
+    gate failed, but a target that was asked for did not run to the end."""
     headline: str
     """One sentence for people."""
     model: Model
     """The file under test."""
     main_engine: str
     """Name of the engine that runs the file under test and that gates judge."""
+    targets: list[TargetResult]
+    """The targets of the list, and what became of each."""
+    matrix: list[Column] = field(default_factory=list)
+    """Target by check on the first split: one column per engine of a target, the one that the others are
+    compared with first (stock, else the main engine)."""
     data: list[Rows]
     """Splits, the first of which the summaries show."""
     engines: list[Engine]
@@ -284,24 +291,52 @@ class Report:
         return [gate for gate in self.gates if not gate.passed]
 
     def raise_for_gates(self) -> None:
-        """Do nothing when every gate passed.
+        """Do nothing when every gate passed and every target that was asked for ran.
 
         Raises:
             GateFailed: exit code 3; the sentence names each gate that did not pass.
+            EnvironmentProblem, UnsupportedModelError: a target did not run to the end; the sentence says why.
         """
         failed = self.failed_gates
         if failed:
             raise GateFailed(
                 "; ".join(f"--{gate.name} {gate.limit:g} {gate.status}: {gate.detail}" for gate in failed)
             )
+        lost = [target for target in self.targets if target.status == "failed"]
+        if lost:
+            kind = UnsupportedModelError if lost[0].exit_code == 5 else EnvironmentProblem
+            raise kind("; ".join(f"target {target.target}: {target.reason}" for target in lost))
+
+    @property
+    def base_engine(self) -> str:
+        """The engine that the matrix compares every target with: stock, else the main engine."""
+        ran = {item.engine for item in self.accuracy}
+        return "stock" if "stock" in ran else self.main_engine
+
+    def summary_cell(self, engine: str) -> LatencyCell | None:
+        """The latency of `engine` that summaries show: their length, their thread count where it has that."""
+        title = self.latency_at()
+        cells = [item for item in self.latency if (item.engine, item.length) == (engine, title.length)]
+        return next((item for item in cells if item.threads == title.threads), cells[0] if cells else None)
 
     def engine(self, name: str) -> Engine:
         """The engine called `name`."""
         return next(engine for engine in self.engines if engine.name == name)
 
+    def ratio_to_ours(self, cell: LatencyCell) -> Ratio | None:
+        """The time of `cell` over that of the first engine of its clock, within each round."""
+        alike = [c for c in self.latency if c.ratios and (c.clock, c.length) == (cell.clock, cell.length)]
+        ours = next((c for c in alike if c.threads == cell.threads), alike[0] if alike else None)
+        return next((r for r in ours.ratios if r.against == cell.engine), None) if ours else None
+
     def summary(self) -> list[SummaryRow]:
-        """One row per engine on the first split, for the tables of terminal and page."""
-        split, title = self.data[0].split, self.latency_at()
+        """One row per engine on the first split, for the tables of terminal and page.
+
+        Times are those of the main engine's clock only; the matrix of targets has the others.
+        """
+        split = self.data[0].split
+        main = self.summary_cell(self.main_engine)
+        clock = main.clock if main else "host"
         found = []
         for engine in self.engines:
             accuracy = next(
@@ -316,14 +351,8 @@ class Report:
                 ),
                 None,
             )
-            cell = next(
-                (
-                    item
-                    for item in self.latency
-                    if (item.engine, item.length, item.threads) == (engine.name, title.length, title.threads)
-                ),
-                None,
-            )
+            cell = self.summary_cell(engine.name)
+            cell = cell if cell is not None and cell.clock == clock else None
             process = next((item for item in self.processes if item.engine == engine.name), None)
             if best is None and cell is None and process is None:
                 continue

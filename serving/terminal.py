@@ -8,12 +8,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qexport.serving.matrix import checks
+
 if TYPE_CHECKING:
     from qexport.serving.report import Report
 
 __all__ = ["megabytes", "print_report", "summary_table"]
 
-_MARKS = {"passed": "green", "failed": "red", "undecided": "yellow", "missing": "red", "measured": "cyan"}
+_MARKS = {
+    "passed": "green",
+    "failed": "red",
+    "undecided": "yellow",
+    "incomplete": "yellow",
+    "missing": "red",
+    "measured": "cyan",
+}
 
 
 def megabytes(n_bytes: int | None) -> str:
@@ -79,6 +88,37 @@ def _parity_table(report: Report) -> Table:
     return table
 
 
+def _matrix_table(report: Report) -> Table:
+    """One row per target's engine; the page has one column for each, and the versions."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    rows = {name: cells for name, cells in checks(report, report.matrix).items() if name != "versions"}
+    table.add_column("target")
+    for name in rows:
+        table.add_column(name, justify="right")
+    for index, column in enumerate(report.matrix):
+        state = "" if column.status == "ran" else f" ({column.status})"
+        table.add_row(escape(column.engine + state), *(cells[index] for cells in rows.values()))
+    return table
+
+
+def _print_targets(report: Report, out: Console) -> None:
+    """The matrix, where a target is outside this process or did not run, and what each says of itself."""
+    if not any(target.machine or target.reason for target in report.targets):
+        return
+    out.print()
+    out.print(_matrix_table(report))
+    for target in report.targets:
+        for item in target.measures:
+            value = f"{item.value:,.6g} {item.unit}"
+            out.print(escape(f"{target.target}: {item.name}: {value}"), highlight=False)
+        if target.reason:
+            colour = {"ran": "cyan", "failed": "red", "missing": "yellow"}[target.status]
+            out.print(
+                f"[{colour}]{target.status:<7}[/] {escape(target.target)}: {escape(target.reason)}",
+                highlight=False,
+            )
+
+
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print verdict, gates and tables.
 
@@ -99,6 +139,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     out.print(summary_table(report))
     out.print()
     out.print(_parity_table(report))
+    _print_targets(report, out)
     if report.invariance is not None:
         found = report.invariance
         what = "bit-identical" if found.identical else f"logits differ by at most {found.max_abs:.1e}"

@@ -7,6 +7,8 @@ report.write(Path("out-report")); report.print(); report.raise_for_gates()
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,19 +20,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qexport.errors import EnvironmentProblem, ShapeError, UnsupportedModelError, UsageError
+from qexport.errors import ShapeError, UnsupportedModelError, UsageError
 from qexport.serving import baselines, facts
 from qexport.serving.config import VerifyConfig
 from qexport.serving.evaluate import EvalRows, Runner, evaluate, metric_values
 from qexport.serving.gates import Gate, at_least, at_most, drop_gate
-from qexport.serving.latency import LatencyCell, measure_latency
+from qexport.serving.latency import LatencyCell
 from qexport.serving.machine import environment
+from qexport.serving.matrix import columns
 from qexport.serving.paired import score_interval
 from qexport.serving.parity import LayerTrace, Parity, compare_layers, compare_logits
-from qexport.serving.probe import Probe, probe
-from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Process, Report, Rows, process_of
+from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Report, Rows
+from qexport.serving.running import RunningTargets
 from qexport.serving.session import Batch, Float32Array, Session, model_file
-from qexport.serving.targets import Target, choose_targets
+from qexport.serving.targets import choose_targets
+from qexport.serving.timing import Timing
 
 __all__ = ["LayerReference", "VerifyConfig", "verify"]
 
@@ -71,7 +75,8 @@ def verify(
         UnsupportedModelError: a model or baseline that cannot be loaded or is not a text classifier.
         ShapeError: a reference with the wrong number of rows or labels.
         UnknownNameError: no such target.
-        EnvironmentProblem: a target that cannot run here, found before any work.
+        EnvironmentProblem: no target can run here, found before any work; one of several that cannot is in
+            the report, and `Report.raise_for_gates` raises for it.
     """
     begin = time.perf_counter()
     splits = [data] if isinstance(data, EvalRows) else list(data)
@@ -79,9 +84,12 @@ def verify(
     given = given or [{} for _ in splits]
     if len(given) != len(splits) or not splits:
         raise UsageError(f"there must be one set of references per split, got {len(given)} for {len(splits)}")
-    targets, notes = choose_targets(config.targets, model_file(config.model))
-    with tempfile.TemporaryDirectory(prefix="qexport-verify-") as scratch:
-        run = _Run(config, splits, given, targets, notes, Path(scratch), report)
+    choice = choose_targets(config.targets, model_file(config.model))
+    with (
+        tempfile.TemporaryDirectory(prefix="qexport-verify-") as scratch,
+        contextlib.closing(RunningTargets(choice, model_file(config.model), report)) as targets,
+    ):
+        run = _Run(config, splits, given, targets, choice.notes, Path(scratch), report)
         return run.go(layers, begin)
 
 
@@ -93,7 +101,7 @@ class _Run:
         config: VerifyConfig,
         splits: list[EvalRows],
         references: list[References],
-        targets: list[Target],
+        targets: RunningTargets,
         notes: list[str],
         scratch: Path,
         report: Callable[[str], None],
@@ -101,26 +109,30 @@ class _Run:
         self.config, self.splits, self.references = config, splits, references
         self.targets, self.say = targets, report
         self.notes = notes
-        self.main = targets[0].modes[0]
         self.file = model_file(config.model)
         self.model = facts.describe_model(config.model)
-        self.modes = {mode: target for target in targets for mode in target.modes}
-        self.timed = [self.main, *(mode for mode in self.modes if self._is_timed(mode) and mode != self.main)]
-        """Modes of the file under test that are timed beside the baselines, the main one first."""
         self.baseline_files: dict[str, Path] = {}
-        self.engines = [self._engine(mode) for mode in self.timed]
         # Opened before anything else, so that a foreign file costs no work.
-        self.runner = targets[0].open(self.file, mode=self.main, threads=config.threads[0])
+        self.main, self.runner = targets.open_first(threads=config.threads[0])
+        self.engines = [self._engine(mode) for mode in self.timed]
         if config.baseline is not None:
             self._add_baselines(config.baseline, scratch)
         self.logits: list[dict[str, tuple[Float32Array, npt.NDArray[np.int64]]]] = [{} for _ in splits]
 
-    def _is_timed(self, mode: str) -> bool:
-        return self.modes[mode].is_timed(mode)
+    @property
+    def modes(self) -> list[str]:
+        """Every engine of every target that runs."""
+        return list(self.targets.modes)
+
+    @property
+    def timed(self) -> list[str]:
+        """Modes of the file under test that are timed on some clock, the main one first."""
+        others = [mode for mode in self.modes if self.targets.clock(mode) != "none"]
+        return [self.main, *(mode for mode in others if mode != self.main)]
 
     def _engine(self, mode: str) -> Engine:
         """The file under test in one mode, for the report."""
-        model, library = self.model, self.modes[mode].library()
+        model, library = self.model, self.targets.library(mode)
         if mode not in self.timed:
             return Engine(mode, mode, f"{self.file.name} on target {mode}")
         name = " ".join(part for part in (model.method, model.bits) if part) or self.file.parent.name
@@ -152,24 +164,28 @@ class _Run:
     def go(self, layers: LayerReference | None, begin: float) -> Report:
         config = self.config
         where = environment()
-        for target in self.targets:
-            where.versions.update(target.versions())
         self._check_references()
         self._run_engines()
+        where.versions.update(self.targets.host_versions())
         accuracy, drops = self._accuracy(), self._drops()
         parity = self._parity()
         invariance = self._invariance()
         trace = self._layers(layers)
-        latency = self._latency() if config.latency else []
-        processes = self._processes()
+        timing = Timing(config, self.targets, self.main, self.baseline_files, self.say)
+        latency = timing.latency(self.splits[0].batches) if config.latency else []
+        self.engines += timing.engines(self.model)
+        processes = timing.processes()
+        self.notes += timing.notes
         if where.load_average is not None and where.load_average > 0.5 * where.cores:
             self.notes.append(
                 f"the machine was busy (load {where.load_average:g} on {where.cores} cores): trust ratios, "
                 "which are formed within each round, more than milliseconds"
             )
         gates = self._gates(drops, parity, latency)
-        status = _status(gates)
-        return Report(
+        self.targets.measure()
+        targets = self.targets.results()
+        status = _status(gates, lost=any(target.status == "failed" for target in targets))
+        found = Report(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=config.command,
             config=config.to_dict(),
@@ -177,6 +193,7 @@ class _Run:
             headline=facts.headline(self.model, self.engines, accuracy, drops, latency),
             model=self.model,
             main_engine=self.main,
+            targets=targets,
             data=[
                 Rows(
                     rows.task,
@@ -202,6 +219,7 @@ class _Run:
             notes=self.notes,
             seconds=round(time.perf_counter() - begin, 2),
         )
+        return dataclasses.replace(found, matrix=columns(found))
 
     def _check_references(self) -> None:
         for rows, named in zip(self.splits, self.references, strict=True):
@@ -217,22 +235,46 @@ class _Run:
 
     def _run_engines(self) -> None:
         threads = self.config.threads[0]
-        for mode, target in self.modes.items():
-            if mode == self.main:
-                self._evaluate(mode, self.runner, None)
-                continue
-            limit = target.row_limit(mode)
-            if self.config.target_rows is not None:
-                limit = self.config.target_rows
-            if mode not in self.timed:
-                self.engines.append(self._engine(mode))
-            self._evaluate(mode, target.open(self.file, mode=mode, threads=threads), limit)
+        for mode in self.modes:
+            with self.targets.guard(mode):
+                if not self.targets.has(mode):
+                    continue
+                if mode == self.main:
+                    self._evaluate(mode, self.runner, None)
+                    continue
+                limit = self.targets.row_limit(mode)
+                if self.config.target_rows is not None:
+                    limit = self.config.target_rows
+                self._evaluate(mode, self.targets.open(mode, threads=threads), limit)
+                if mode not in self.timed:
+                    self.engines.append(self._engine(mode))
+        self._drop_lost()
         for name, file in self.baseline_files.items():
             self._evaluate(name, Session(file, threads=threads), None)
         for index, named in enumerate(self.references):
             every = np.arange(self.splits[index].n_rows, dtype=np.int64)
             for name, logits in named.items():
                 self.logits[index][name] = (np.asarray(logits, dtype=np.float32), every)
+
+    def _drop_lost(self) -> None:
+        """Forget engines without logits; the first target that has some takes the place of a lost main one.
+
+        Raises:
+            EnvironmentProblem, UnsupportedModelError: every target was lost; the first one's reason.
+        """
+        ran = [mode for mode in self.targets.asked_modes if mode in self.logits[-1]]
+        if not ran:
+            raise self.targets.first_error()
+        modes = {*self.targets.asked_modes, *self.targets.modes} - set(ran)
+        self.engines = [engine for engine in self.engines if engine.name not in modes]
+        for results in self.logits:
+            for mode in modes:
+                results.pop(mode, None)
+        if self.main not in ran:
+            self.notes.append(f"{self.main} did not run, so the results are judged on {ran[0]}")
+            self.main = ran[0]
+            self.runner = self.targets.open(self.main, threads=self.config.threads[0])
+            self.engines.sort(key=lambda engine: engine.name != self.main)
 
     def _evaluate(self, name: str, runner: Runner, limit: int | None) -> None:
         for index, rows in enumerate(self.splits):
@@ -295,9 +337,9 @@ class _Run:
         found = []
         for rows, results in zip(self.splits, self.logits, strict=True):
             pairs = self._pairs(results)
-            kernels = [mode for mode, target in self.modes.items() if target.library() is not None]
-            pairs += [(mode, "stock") for mode in kernels if "stock" in results]
-            others = [mode for mode in self.modes if mode != self.main]
+            every = [mode for mode in self.targets.asked_modes if mode in results]
+            pairs += [(mode, "stock") for mode in every if mode != "stock" and "stock" in results]
+            others = [mode for mode in every if mode != self.main]
             for pair in [(mode, name) for mode in others for name in (self.main, "student")]:
                 if pair[1] in results and pair not in pairs and pair[::-1] not in pairs:
                     pairs.append(pair)
@@ -320,7 +362,12 @@ class _Run:
                 )  # fmt: skip
         return found
 
-    def _invariance(self, most: int = 16) -> Invariance:
+    def _invariance(self) -> Invariance | None:
+        with self.targets.guard(self.main):
+            return self._alone_and_batched()
+        return None
+
+    def _alone_and_batched(self, most: int = 16) -> Invariance:
         """Run a few rows alone, without padding, and compare with their logits inside the batches."""
         rows = self.splits[0]
         batched, positions = self.logits[0][self.main]
@@ -348,50 +395,6 @@ class _Run:
             self.config.model, layers.batch, layers.outputs, tolerance=self.config.layer_tolerance,
             threads=self.config.threads[0], isa=self.engines[0].isa,
         )  # fmt: skip
-
-    def _latency(self) -> list[LatencyCell]:
-        config = self.config
-        longest = Session(self.file).position_limit
-        lengths = [length for length in config.lengths if length <= longest]
-        if len(lengths) < len(config.lengths):
-            self.notes.append(
-                f"lengths above {longest} tokens were left out: the model has no positions for them"
-            )
-        if not lengths:
-            return []
-
-        def open_engines(threads: int) -> Mapping[str, Runner]:
-            engines: dict[str, Runner] = {
-                mode: self.modes[mode].open(self.file, mode=mode, threads=threads) for mode in self.timed
-            }
-            for name in ("int8", "fp32"):
-                if name in self.baseline_files:
-                    engines[name] = Session(self.baseline_files[name], threads=threads)
-            return engines
-
-        return measure_latency(
-            open_engines, self.splits[0].batches, lengths=lengths, threads=config.threads,
-            batch_size=config.batch_size, rounds=config.iterations, warmup=config.warmup, seed=config.seed,
-            report=self.say,
-        )  # fmt: skip
-
-    def _processes(self) -> list[Process]:
-        repeats, threads = self.config.processes, self.config.threads[0]
-        length = min(max(self.config.lengths), Session(self.file).position_limit)
-        files = {mode: (self.file, self.modes[mode].library()) for mode in self.timed if self._is_timed(mode)}
-        files |= {name: (file, None) for name, file in self.baseline_files.items()}
-        samples: dict[str, list[Probe]] = {name: [] for name in files}
-        try:
-            for _ in range(repeats):  # in turns, so that a busy moment hits every file
-                for name, (file, library) in files.items():
-                    path, isa = (library.path, library.isa) if library else (None, None)
-                    samples[name].append(probe(file, length=length, threads=threads, library=path, isa=isa))
-        except EnvironmentProblem as error:  # a system that starts no processes still has every other number
-            self.notes.append(f"load time and memory are incomplete: {error}")
-        found = [process_of(name, taken) for name, taken in samples.items() if taken]
-        for process in found:
-            self.say(f"load and memory: {process.engine} loads in {process.load_ms:.0f} ms")
-        return found
 
     def _gates(self, drops: list[Drop], parity: list[Parity], latency: list[LatencyCell]) -> list[Gate]:
         config, gates = self.config, []
@@ -456,10 +459,12 @@ def _starts(batches: Sequence[Batch]) -> list[int]:
     return [sum(sizes[:index]) for index in range(len(sizes))]
 
 
-def _status(gates: Sequence[Gate]) -> str:
-    if not gates:
-        return "measured"
+def _status(gates: Sequence[Gate], *, lost: bool) -> str:
     states = {gate.status for gate in gates}
     if states & {"failed", "missing"}:
         return "failed"
+    if lost:
+        return "incomplete"
+    if not gates:
+        return "measured"
     return "undecided" if "undecided" in states else "passed"

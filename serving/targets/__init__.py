@@ -1,24 +1,40 @@
 """Where a file can be run: one module per target, one protocol, a registry by name.
 
 A package can add targets through the entry point group `qexport.targets`: name = "module:TARGET", where
-TARGET satisfies `Target`.
+TARGET satisfies `Target`. A name that ends in "://" adds a kind of address: there the value is a function
+that takes the whole address ("ssh://user@host") and gives the target.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from qexport.errors import UnknownNameError, UnsupportedModelError, UsageError
-from qexport.serving.evaluate import Runner
-from qexport.serving.native import ISAS, NOTHING_TO_RUN, Library, has_operators, library_problem
+from qexport.errors import (
+    EnvironmentProblem,
+    QexportError,
+    UnknownNameError,
+    UnsupportedModelError,
+    UsageError,
+)
+from qexport.serving.native import ISAS, NOTHING_TO_RUN, has_operators, library_problem
+from qexport.serving.targets.local import LocalPlace, LocalTarget
+from qexport.serving.targets.protocol import Clock, Facts, Job, Measure, Place, Say, Target
 
-__all__ = ["AUTO", "Target", "choose_targets", "get_target", "target_names"]
+__all__ = [
+    "ALL", "AUTO", "Choice", "Clock", "Facts", "Job", "LocalPlace", "LocalTarget", "Measure", "Place", "Say",
+    "Target", "Unusable", "choose_targets", "get_target", "target_names",
+]  # fmt: skip
 
 AUTO = "auto"
 """In a list of targets: native where its library fits machine and file, and stock."""
+
+ALL = "all"
+"""In a list of targets: every registered one; those that cannot be used here are reported, and fail none."""
 
 _BUILT_IN = {
     "native": "qexport.serving.targets.native",
@@ -26,58 +42,44 @@ _BUILT_IN = {
     "reference": "qexport.serving.targets.reference",
 }
 
+_ADDRESSES: dict[str, str] = {}
+"""Kind of address, without "://" -> "module:function", which takes the whole address."""
 
-class Target(Protocol):
-    """One place that runs an ONNX file; stateless, so one instance serves every model."""
 
-    @property
-    def name(self) -> str:
-        """Registered name: "stock"."""
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A target of the list that cannot be used here."""
 
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """Ways to run the file there, the ordinary one first; one engine name each: ("stock", ...)."""
+    name: str
+    """As asked for."""
+    error: QexportError
+    """Why; `MissingToolError` holds the command that helps."""
+    asked: bool
+    """It was asked for by name, so that the verification fails; not as one of `ALL`."""
 
-    def row_limit(self, mode: str) -> int | None:
-        """Rows that `verify` runs in this mode by default; None means all of them."""
 
-    def is_timed(self, mode: str) -> bool:
-        """Whether the mode is an ordinary ONNX Runtime session in this process.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The targets of one verification."""
 
-        Then `verify` times it in turns with the baselines, and measures its load time and peak memory.
-        """
-
-    def library(self) -> Library | None:
-        """The kernel library that runs there, with its instruction set; None for none."""
-
-    def versions(self) -> dict[str, str]:
-        """Runtime name -> version, for the report."""
-
-    def check(self) -> None:
-        """Find out, before any work starts, whether the target can be used here.
-
-        Raises:
-            EnvironmentProblem: it cannot; the message says what to install.
-        """
-
-    def open(self, model: Path, *, mode: str, threads: int) -> Runner:
-        """Load `model` (a folder or an .onnx file).
-
-        Raises:
-            UnsupportedModelError: the file cannot be loaded.
-        """
+    targets: list[Target]
+    """Each found usable, in order and once; at least one."""
+    notes: list[str]
+    """One for each that `AUTO` left out."""
+    unusable: list[Unusable]
+    """The others."""
 
 
 def _registered() -> dict[str, str]:
-    found = dict(_BUILT_IN)
+    found = {**_BUILT_IN, **{f"{kind}://": value for kind, value in _ADDRESSES.items()}}
     for point in entry_points(group="qexport.targets"):
         found.setdefault(point.name, point.value)
     return found
 
 
 def target_names() -> tuple[str, ...]:
-    """Names of every target, built in and added by entry points, sorted."""
-    return tuple(sorted(_registered()))
+    """Names of every target, built in and added by entry points, sorted; kinds of address left out."""
+    return tuple(sorted(name for name in _registered() if not name.endswith("://")))
 
 
 def get_target(name: str) -> Target:
@@ -85,7 +87,7 @@ def get_target(name: str) -> Target:
 
     Raises:
         UnknownNameError: no such target; the message suggests the nearest.
-        UsageError: an entry point names something that is not a target.
+        UsageError: an entry point names something that is not a target, or an address that cannot be.
     """
     known = _registered()
     held = {f"native-{isa}": isa for isa in ISAS}
@@ -93,50 +95,63 @@ def get_target(name: str) -> Target:
         from qexport.serving.targets.native import NativeTarget
 
         return NativeTarget(held[name])
-    if name not in known:
+    kind, colon, _ = name.partition("://")
+    key = kind + colon
+    if key not in known or (colon and key == name):
         raise UnknownNameError("target", name, {*known, *held})
-    module_name, _, attribute = known[name].partition(":")
-    import importlib
-
-    target: Target | None = getattr(importlib.import_module(module_name), attribute or "TARGET", None)
-    if target is None or not hasattr(target, "open"):
+    module_name, _, attribute = known[key].partition(":")
+    found: Any = getattr(importlib.import_module(module_name), attribute or "TARGET", None)
+    target: Target | None = found(name) if colon and callable(found) else found
+    if target is None or not hasattr(target, "start"):
         raise UsageError(
-            f"target '{name}' ({known[name]}) does not name a qexport target; fix the entry point"
+            f"target '{name}' ({known[key]}) does not name a qexport target; fix the entry point"
         )
     return target
 
 
-def choose_targets(names: Sequence[str], model: Path) -> tuple[list[Target], list[str]]:
-    """The targets of a verification, each found usable, in order and once.
+def choose_targets(names: Sequence[str], model: Path) -> Choice:
+    """The targets of a verification.
 
     Args:
-        names: registered names, and `AUTO`.
+        names: registered names, addresses, `AUTO` and `ALL`.
         model: the .onnx file that they will run.
-    Returns:
-        the targets, and one note for each that `AUTO` left out.
     Raises:
         UnknownNameError: no such target.
-        EnvironmentProblem: a target that was asked for by name cannot be used here.
-        UnsupportedModelError: the kernel library was asked for by name, and the file has nothing for it.
+        EnvironmentProblem: none of the targets can be used here; the first one's problem.
+        UnsupportedModelError: the same, where the file has nothing for the kernel library.
     """
     chosen: dict[str, Target] = {}
+    by_name: set[str] = set()
     notes: list[str] = []
     for name in names:
+        if name == ALL:
+            for each in ("native", "stock", *target_names()):
+                chosen.setdefault(each, get_target(each))
+            continue
         if name != AUTO:
+            by_name.add(name)
             chosen.setdefault(name, get_target(name))
             continue
         problem = _unfit(model)
         if problem:
             notes.append(f"native: {problem}; the file ran on stock ONNX Runtime")
         for each in ("stock",) if problem else ("native", "stock"):
+            by_name.add(each)
             chosen.setdefault(each, get_target(each))
-    for target in chosen.values():
-        target.check()
-        if target.library() is not None and not has_operators(model):
-            raise UnsupportedModelError(
-                f"target {target.name}: {NOTHING_TO_RUN.format(model)}; use target stock"
-            )
-    return list(chosen.values()), notes
+    usable, unusable = [], []
+    for name, target in chosen.items():
+        try:
+            target.check()
+            if target.library() is not None and not has_operators(model):
+                raise UnsupportedModelError(
+                    f"target {target.name}: {NOTHING_TO_RUN.format(model)}; use target stock"
+                )
+            usable.append(target)
+        except (EnvironmentProblem, UnsupportedModelError) as error:
+            unusable.append(Unusable(name, error, name in by_name))
+    if not usable:
+        raise unusable[0].error
+    return Choice(usable, notes, unusable)
 
 
 def _unfit(model: Path) -> str:

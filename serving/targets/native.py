@@ -11,11 +11,12 @@ from pathlib import Path
 from qexport.errors import UsageError
 from qexport.serving.native import Library, find_library
 from qexport.serving.session import Session
+from qexport.serving.targets.local import LocalTarget
 
 __all__ = ["TARGET", "NativeTarget"]
 
 
-class NativeTarget:
+class NativeTarget(LocalTarget):
     """The kernel library, on one instruction set.
 
     Args:
@@ -26,14 +27,6 @@ class NativeTarget:
         self.isa = isa
         self.name = "native" if isa is None else f"native-{isa}"
         self.modes = (self.name,)
-
-    def row_limit(self, mode: str) -> int | None:
-        """All rows."""
-        return None
-
-    def is_timed(self, mode: str) -> bool:
-        """Always."""
-        return True
 
     def library(self) -> Library:
         """The library with the instruction set that a session opened now would use.

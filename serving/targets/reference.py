@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from qexport.errors import UnsupportedModelError
 from qexport.serving.session import KNOWN_INPUTS, Batch, model_file
+from qexport.serving.targets.local import LocalTarget
+from qexport.serving.targets.protocol import Clock
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
@@ -60,7 +62,7 @@ class ReferenceRunner:
         return {"logits": np.asarray(logits)}
 
 
-class ReferenceTarget:
+class ReferenceTarget(LocalTarget):
     """ONNX's reference evaluator on a few rows."""
 
     name = "reference"
@@ -70,21 +72,15 @@ class ReferenceTarget:
         """8 rows: it is a thousand times slower than a runtime."""
         return 8
 
-    def is_timed(self, mode: str) -> bool:
-        """Never: its time says nothing about a runtime."""
-        return False
-
-    def library(self) -> None:
-        """Nothing of ours."""
+    def clock(self, mode: str) -> Clock:
+        """None: its time says nothing about a runtime."""
+        return "none"
 
     def versions(self) -> dict[str, str]:
         """Version of the installed onnx."""
         import onnx
 
         return {"onnx": str(onnx.__version__)}
-
-    def check(self) -> None:
-        """Nothing to check: onnx is a dependency of qexport."""
 
     def open(self, model: Path, *, mode: str, threads: int) -> ReferenceRunner:
         """Open `model`; `threads` has no meaning here."""

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from qexport.errors import UsageError
 from qexport.serving.session import Session
+from qexport.serving.targets.local import LocalTarget
+from qexport.serving.targets.protocol import Clock
 
 __all__ = ["TARGET", "StockTarget"]
 
 
-class StockTarget:
+class StockTarget(LocalTarget):
     """ONNX Runtime's CPU provider: with its graph optimisations, and with none of them.
 
     The second mode runs function bodies as stored, unpacking weights at every call, so it sees few rows.
@@ -23,21 +25,15 @@ class StockTarget:
         """All rows with optimisations, 64 without."""
         return None if mode == "stock" else 64
 
-    def is_timed(self, mode: str) -> bool:
-        """With optimisations; without them it would only show what unpacking at every call costs."""
-        return mode == "stock"
-
-    def library(self) -> None:
-        """Nothing of ours."""
+    def clock(self, mode: str) -> Clock:
+        """The host's; without optimisations none, it would only show what unpacking at every call costs."""
+        return "host" if mode == "stock" else "none"
 
     def versions(self) -> dict[str, str]:
         """Version of the installed onnxruntime."""
         import onnxruntime
 
         return {"onnxruntime": str(onnxruntime.__version__)}
-
-    def check(self) -> None:
-        """Nothing to check: onnxruntime is a dependency of qexport."""
 
     def open(self, model: Path, *, mode: str, threads: int) -> Session:
         """Open `model`; see `Session` for what it raises."""
