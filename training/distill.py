@@ -1,8 +1,8 @@
-"""Distillation losses between a student and a teacher of the same depth.
+"""Distillation losses between a student and a teacher, layer by layer of those that are compared.
 
 Source: TernaryBERT (2020), section 3.3, with the conventions of its released code: padding positions are not
 excluded, scores of masked keys count as 0 on both sides, the soft cross-entropy is a mean over sentences and
-classes.
+classes. Where the numbers of heads differ, their mean is compared: that is ours.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     """Sum over layers of the mean squared difference of masked scores before the softmax.
 
     Args:
-        student, teacher: float32 [B, H, S, S] of each layer; a score of -100 or less counts as 0.
+        student, teacher: float32 [B, H, S, S] of each layer; a score of -100 or less counts as 0. Where H is
+            not the same for both, means over H are compared.
     """
     terms = []
     for s, t in zip(student, teacher, strict=True):
         s = torch.where(s <= _MASKED, torch.zeros_like(s), s)
         t = torch.where(t <= _MASKED, torch.zeros_like(t), t)
+        if s.shape[1] != t.shape[1]:
+            s, t = s.mean(1), t.mean(1)
         terms.append(functional.mse_loss(s, t))
     return torch.stack(terms).sum()
 

@@ -10,13 +10,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from qexport.errors import UsageError
 from qexport.training.config import TrainConfig
+from qexport.training.layer_map import LayerMap, uniform_map
 from qexport.training.models import is_student, load_encoder, resolve_model
 from qexport.training.quant_config import QuantConfig
 from qexport.training.recipes.base import Losses
-from qexport.training.student import quantize_model
 from qexport.training.tasks import Task
 
-__all__ = ["load_pair", "longest_sequence", "quantization_of", "teacher_labels"]
+__all__ = ["layers_to_compare", "load_pair", "longest_sequence", "quantization_of", "teacher_labels"]
 
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -30,18 +30,17 @@ _DROPOUTS = (
 
 
 def load_pair(
-    config: TrainConfig, quant: QuantConfig | None, losses: Losses, source: str, task: Task
+    config: TrainConfig, losses: Losses, source: str, task: Task
 ) -> tuple[PreTrainedModel, PreTrainedModel | None]:
-    """The model to train, quantised where `quant` is given, and the teacher where the losses need one.
+    """The model to train, in float, and the teacher where the losses need one.
 
     Args:
         config: the run.
-        quant: what to quantise, None for a float model.
         losses: weights of the training loss.
         source: where the model to train starts from: folder, hub id or "minilm".
         task: its labels become those of the model.
     Raises:
-        UsageError: a start that is a quantised student, a teacher with other labels or another depth.
+        UsageError: a start that is a quantised student, a teacher with other labels.
         UnsupportedModelError, EnvironmentProblem: see `load_encoder`.
     """
     settings: dict[str, Any] = {"num_labels": task.num_labels}
@@ -63,14 +62,26 @@ def load_pair(
             settings[name] = config.dropout
     model = load_encoder(source, **settings)
     model.config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
-    if teacher is not None and teacher.config.num_hidden_layers != model.config.num_hidden_layers:
-        raise UsageError(
-            "student and teacher must have the same number of layers, got "
-            f"{model.config.num_hidden_layers} and {teacher.config.num_hidden_layers}"
-        )
-    if quant is not None:
-        quantize_model(model, quant)
     return model, teacher
+
+
+def layers_to_compare(model: PreTrainedModel, teacher: PreTrainedModel, losses: Losses) -> LayerMap | None:
+    """The layers that a student's are compared with; None where only logits are.
+
+    Depth, width and heads of the two may differ.
+
+    Raises:
+        UsageError: they do not read the same tokens, or the student is deeper.
+    """
+    if model.config.vocab_size != teacher.config.vocab_size:
+        raise UsageError(
+            "student and teacher must read the same tokens, their vocabularies have "
+            f"{model.config.vocab_size} and {teacher.config.vocab_size}; take a "
+            "teacher with the student's tokenizer"
+        )
+    if losses.hidden == 0 and losses.attention == 0:
+        return None
+    return uniform_map(model.config.num_hidden_layers, teacher.config.num_hidden_layers)
 
 
 def teacher_labels(config: TrainConfig) -> list[str] | None:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from qexport.training.batches import Rows
 from qexport.training.config import TrainConfig
 from qexport.training.data import Encoded
 from qexport.training.models import load_encoder
-from qexport.training.pairing import load_pair
+from qexport.training.pairing import layers_to_compare, load_pair
+from qexport.training.projection import attach_projection
 from qexport.training.quant_config import QuantConfig
 from qexport.training.recipes.base import Losses, Recipe, Stage
 from qexport.training.splitting import split_student
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 RANKING_ROWS = 512
-"""Training rows on which heads and neurons are ranked."""
+"""Training rows on which heads and neurons are ranked, and projections fitted."""
 
 _STUDENT = "student"
 
@@ -54,7 +55,7 @@ FIRST_QUANTISED = (_STUDENT, "ternary")
 
 _RECORD = "stage.json"
 _PART = ".model.part"
-_BATCH = 16  # rows in a batch of the ranking
+_BATCH = 16  # rows in a batch of those
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
@@ -174,6 +175,14 @@ class Material:
         """The model of the stage before."""
         return load_encoder(str(list(self.finished.values())[-1]))
 
+    def sample(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of training rows drawn with the seed of the run, the same at each call."""
+        count = min(RANKING_ROWS, len(self.rows))
+        picked = np.random.default_rng(self.config.seed).permutation(len(self.rows))[:count]
+        rows = Rows(self.rows)
+        for start in range(0, count, _BATCH):
+            yield self.collate([rows[int(index)] for index in picked[start : start + _BATCH]])
+
     def student(self) -> QuantConfig:
         """The finished student's quantisation; only methods that quantise have stages."""
         assert self.quant is not None
@@ -186,13 +195,29 @@ def build_pair(stage: Stage, material: Material) -> tuple[PreTrainedModel, PreTr
     Raises:
         UsageError, UnsupportedModelError: see `load_pair` and `STARTS`.
     """
-    if stage.start == _STUDENT:
-        return load_pair(material.config, material.quant, stage.losses, material.source, material.task)
-    if not stage.teacher:
-        model, teacher = load_pair(material.config, None, stage.losses, material.source, material.task)
-        return STARTS[stage.start](material, model), teacher
-    teacher = load_encoder(str(material.finished[stage.teacher])) if stage.losses.distils else None
-    return STARTS[stage.start](material, material.previous), teacher
+    if material.finished:
+        model = material.previous
+        named = str(material.finished[stage.teacher]) if stage.teacher else material.config.teacher
+        teacher = load_encoder(named) if named is not None and stage.losses.distils else None
+    else:
+        model, teacher = load_pair(material.config, stage.losses, material.source, material.task)
+    if stage.start == _STUDENT:  # the projection is fitted to the float model
+        _project(stage, material, model, teacher)
+        return (model if material.quant is None else quantize_model(model, material.quant)), teacher
+    model = STARTS[stage.start](material, model)
+    _project(stage, material, model, teacher)
+    return model, teacher
+
+
+def _project(
+    stage: Stage, material: Material, model: PreTrainedModel, teacher: PreTrainedModel | None
+) -> None:
+    """Check that the two can be compared, and attach a projection where hidden states need one."""
+    layers = None if teacher is None else layers_to_compare(model, teacher, stage.losses)
+    if teacher is None or layers is None or stage.losses.hidden == 0:
+        return
+    if stage.projects or model.config.hidden_size != teacher.config.hidden_size:
+        attach_projection(model, teacher, layers, material.sample())
 
 
 def _half_width(material: Material, model: PreTrainedModel) -> PreTrainedModel:
@@ -207,14 +232,8 @@ def _half_width(material: Material, model: PreTrainedModel) -> PreTrainedModel:
             f"{material.source}: its layers have {heads} attention head, half of which is none; "
             f"method {material.config.method} needs a teacher with at least 2"
         )
-    count = min(RANKING_ROWS, len(material.rows))
-    picked = np.random.default_rng(material.config.seed).permutation(len(material.rows))[:count]
-    rows = Rows(material.rows)
-    batches = (
-        material.collate([rows[int(index)] for index in picked[start : start + _BATCH]])
-        for start in range(0, count, _BATCH)
-    )
-    reorder(model, unit_importance(model, batches, regression=material.task.kind == "regression"))
+    regression = material.task.kind == "regression"
+    reorder(model, unit_importance(model, material.sample(), regression=regression))
     kept_heads, kept_neurons = (heads + 1) // 2, (neurons + 1) // 2
     cut_width(model, heads=kept_heads, neurons=kept_neurons)
     plain = QuantConfig(

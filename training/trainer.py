@@ -40,9 +40,11 @@ from qexport.training.callbacks import Curvature, Lines, StopOnSignal, Threshold
 from qexport.training.config import TrainConfig
 from qexport.training.data import Encoded, TaskData, encode, load_task_data, load_tokenizer, pad_token_id
 from qexport.training.distill import attention_loss, hidden_loss, label_loss, logits_loss
+from qexport.training.layer_map import LayerMap
 from qexport.training.metrics import compute_metrics
 from qexport.training.models import PACKAGED_MODEL, load_config, resolve_model
-from qexport.training.pairing import longest_sequence, quantization_of, teacher_labels
+from qexport.training.pairing import layers_to_compare, longest_sequence, quantization_of, teacher_labels
+from qexport.training.projection import drop_projection, projection_of
 from qexport.training.recipes import Recipe, get_recipe
 from qexport.training.recipes.base import LearnedSteps, Losses, Stage
 from qexport.training.run_folder import (
@@ -111,7 +113,9 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
     if not tokenizer_folder.is_dir():
         tokenizer_folder = fetch_hub_tokenizer(source, config.output)
     tokenizer = load_tokenizer(tokenizer_folder)
-    max_length = min(config.max_length or task.max_length, longest_sequence(load_config(source)))
+    readers = [source, *([config.teacher] if config.teacher and config.teacher != source else [])]
+    room = min(longest_sequence(load_config(name)) for name in readers)
+    max_length = min(config.max_length or task.max_length, room)
     pad_id = pad_token_id(tokenizer_folder)
     run = _Run(
         config=config,
@@ -231,6 +235,7 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
         say(f"resuming from {checkpoint.name}")
     with disk_errors(config.output):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    drop_projection(model)
     return trainer
 
 
@@ -252,6 +257,7 @@ class Distiller(Trainer):
     def __init__(
         self,
         *args: Any,
+        model: PreTrainedModel,
         teacher: PreTrainedModel | None,
         losses: Losses,
         task: Task,
@@ -259,15 +265,18 @@ class Distiller(Trainer):
         steps: LearnedSteps | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(model, *args, **kwargs)
+        self.student = model
         self.steps = steps
         self.teacher, self.losses, self.task, self.temperature = teacher, losses, task, temperature
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, accumulation divides it
         self._sums: dict[str, float] = {}
         self._count = 0
+        self.layers: LayerMap | None = None
         if teacher is not None:
             frozen: nn.Module = teacher
             frozen.requires_grad_(False).eval().to(self.args.device)
+            self.layers = layers_to_compare(model, teacher, losses)
 
     def compute_loss(
         self,
@@ -306,12 +315,16 @@ class Distiller(Trainer):
 
     def _distillation(self, student: Any, teacher: Any) -> dict[str, Tensor]:
         """The weighted terms between two model outputs."""
-        weights = self.losses
+        weights, layers = self.losses, self.layers
         terms: dict[str, Tensor] = {}
-        if weights.hidden > 0:
-            terms["hidden"] = weights.hidden * hidden_loss(student.hidden_states, teacher.hidden_states)
-        if weights.attention > 0:
-            terms["attention"] = weights.attention * attention_loss(student.attentions, teacher.attentions)
+        if weights.hidden > 0 and layers is not None:
+            projection = projection_of(self.student)
+            states = student.hidden_states if projection is None else map(projection, student.hidden_states)
+            targets = [teacher.hidden_states[index] for index in layers.states]
+            terms["hidden"] = weights.hidden * hidden_loss(list(states), targets)
+        if weights.attention > 0 and layers is not None:
+            scores = [teacher.attentions[index] for index in layers.attentions]
+            terms["attention"] = weights.attention * attention_loss(student.attentions, scores)
         if weights.logits > 0:
             terms["logits"] = weights.logits * logits_loss(
                 student.logits,

@@ -47,10 +47,9 @@ def tiny_model(model_type: str, seed: int = 0, *, spread: float = 0.2, **kwargs:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         model_type,
-        vocab_size=40,
         max_position_embeddings=40,
         pad_token_id=0,
-        **{**_SIZES[model_type], **kwargs},
+        **{"vocab_size": 40, **_SIZES[model_type], **kwargs},
     )
     config.initializer_range = spread
     factory: Any = AutoModelForSequenceClassification

@@ -74,6 +74,8 @@ class Stage:
     """Its peak learning rate, as a multiple of the run's."""
     epochs: float
     """Passes over the training rows, where the run says nothing else."""
+    projects: bool = False
+    """Learn a projection of hidden states even where student and teacher have the same width."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
