@@ -22,6 +22,7 @@ from qexport.commands.kernels import kernels
 from qexport.commands.listing import methods, tasks
 from qexport.commands.predict import predict
 from qexport.commands.quickstart import quickstart
+from qexport.commands.sweep import sweep
 from qexport.commands.target import listing as list_targets
 from qexport.commands.target import prepare as prepare_target
 from qexport.commands.target import target
@@ -36,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "to-onnx": to_onnx,
     "verify": verify,
     "bench": bench,
+    "sweep": sweep,
     "predict": predict,
     "inspect": inspect,
     "quickstart": quickstart,

@@ -6,6 +6,7 @@ QexportError                  1
 │   ├── DataError                          a data file: missing, wrong column, label out of range
 │   └── OutputExistsError                  the output folder exists and --force was not given
 ├── GateFailed                          3  a requested bound does not hold, or could not be measured
+├── SweepFailed                         3  runs of a sweep failed; the table says which
 ├── EnvironmentProblem (RuntimeError)    4  a package, a runtime version, a device or disk space is missing
 │   ├── MissingPackageError, MissingToolError
 │   ├── TargetLost                         a target of verify that stopped answering
@@ -31,6 +32,7 @@ __all__ = [
     "OutputExistsError",
     "QexportError",
     "ShapeError",
+    "SweepFailed",
     "TargetLost",
     "UnknownNameError",
     "UnsupportedModelError",
@@ -78,6 +80,12 @@ class OutputExistsError(UsageError, FileExistsError):
 
 class GateFailed(QexportError):
     """A bound that the user asked for does not hold or cannot be decided."""
+
+    exit_code = 3
+
+
+class SweepFailed(QexportError):
+    """A sweep ran to its end, but a run failed or missed a gate; the table has its reason."""
 
     exit_code = 3
 

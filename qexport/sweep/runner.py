@@ -1,0 +1,430 @@
+"""`sweep`: do what is not done yet, run after run, and keep the table."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from qexport.atomic import atomic_write_text, disk_errors
+from qexport.errors import Interrupted, QexportError, SweepFailed, UsageError
+from qexport.sweep.grid import KEEP, Sweep, read_sweep
+from qexport.sweep.process import CommandFailed, run_command
+from qexport.sweep.rows import done_row, failed_row
+from qexport.sweep.run import Run, RunFolder, expanded
+from qexport.sweep.table import Table
+
+__all__ = ["Planned", "SweepConfig", "SweepResult", "plan", "sweep"]
+
+_SELECTORS = ("method", "task", "bits", "seed", "name")
+_GATE_FAILED = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """Which sweep, where, and which of its runs."""
+
+    file: Path
+    """YAML file with the runs; docs/sweep.md describes it."""
+    output: Path | None = None
+    """Folder for models, exports, reports and logs, one folder a run; default: output: of the file, else
+    a folder named like the file in the current one."""
+    table: Path | None = None
+    """Table of results, one JSON object a line; default: table: of the file, else results.jsonl in the output
+    folder."""
+    only: tuple[str, ...] = ()
+    """Part of the runs, such as method=kdlsq,lsq,task=mrpc; keys: method, task, bits, seed, name (of a grid).
+    Teachers that they need are trained too."""
+    threads: int | None = None
+    """CPU threads of every command, in place of what the file says."""
+    keep: str | None = None
+    """What stays of a finished run: all, onnx (no PyTorch model) or reports (neither); teachers always stay
+    until the end; default: keep: of the file, else all."""
+    dry_run: bool = False
+    """List the runs and what is left to do, and run nothing."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads must be at least 1, got {self.threads}")
+        if self.keep is not None and self.keep not in KEEP:
+            raise UsageError(f"--keep must be one of {', '.join(KEEP)}, got '{self.keep}'")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One run of the sweep and what is known of it."""
+
+    run: Run
+    state: str
+    """done, failed, unfinished or new."""
+    wanted: bool
+    """False for a run that --only left out and that no wanted one needs as its teacher."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What a sweep that ran to its end leaves."""
+
+    table: Path
+    done: int
+    """Runs with a row that says done, of those wanted."""
+    failed: tuple[str, ...]
+    """One line each: the run and its sentence."""
+    missed: tuple[str, ...]
+    """One line each: the run and the gate that did not pass."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    sweep: Sweep
+    root: Path
+    table: Path
+
+
+def _place(config: SweepConfig) -> _Place:
+    found = read_sweep(config.file)
+    if config.threads is not None:
+        found = dataclasses.replace(
+            found, runs=tuple(_with_threads(run, config.threads) for run in found.runs)
+        )
+    root = config.output or (Path(expanded([found.output])[0]) if found.output else Path(config.file.stem))
+    return _Place(found, root, config.table or found.table or root / "results.jsonl")
+
+
+def _with_threads(run: Run, threads: int) -> Run:
+    teacher = _with_threads(run.teacher, threads) if isinstance(run.teacher, Run) else run.teacher
+    return dataclasses.replace(run, options={**run.options, "threads": threads}, teacher=teacher)
+
+
+def plan(config: SweepConfig) -> list[Planned]:
+    """The runs in order, with what is known of each.
+
+    Raises:
+        UsageError, DataError: a file, a table or a selection that cannot be.
+    """
+    place = _place(config)
+    return _plan(config, place, Table(place.table))
+
+
+def _plan(config: SweepConfig, place: _Place, table: Table) -> list[Planned]:
+    chosen = _selection(config.only)
+    runs = place.sweep.runs
+    wanted = {run.key for run in runs if all(_value(run, name) & values for name, values in chosen.items())}
+    if not wanted:
+        raise UsageError(
+            f"--only {','.join(config.only)} selects no run of {config.file}; --dry-run lists them"
+        )
+    for run in reversed(runs):  # students stand after their teachers
+        if run.key not in wanted or table.done(run.key) or not isinstance(run.teacher, Run):
+            continue
+        if not _trained(RunFolder(run.teacher, place.root, {})):
+            wanted.add(run.teacher.key)
+    pending = {run.teacher.key for run in runs
+               if run.key in wanted and not table.done(run.key) and isinstance(run.teacher, Run)}  # fmt: skip
+    found = []
+    for run in runs:
+        folder = RunFolder(run, place.root, place.sweep.verify)
+        if table.done(run.key) and not (run.key in pending and not _trained(folder)):
+            state = "done"
+        elif table.rows.get(run.key, {}).get("status") == "failed":
+            state = "failed"
+        else:
+            state = "unfinished" if folder.path.exists() else "new"
+        found.append(Planned(run, state, run.key in wanted))
+    return found
+
+
+def _selection(parts: Sequence[str]) -> dict[str, set[str]]:
+    """("method=a", "b", "task=c") -> {"method": {"a", "b"}, "task": {"c"}}."""
+    chosen: dict[str, set[str]] = {}
+    name = ""
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if equals:
+            name = key.strip()
+            if name not in _SELECTORS:
+                raise UsageError(f"--only knows {', '.join(_SELECTORS)}, got '{name}'")
+        elif not name:
+            raise UsageError(f"--only takes key=value such as method=kdlsq, got '{part}'")
+        chosen.setdefault(name, set()).add((value if equals else part).strip())
+    return chosen
+
+
+def _value(run: Run, name: str) -> set[str]:
+    return set(run.groups) if name == "name" else {str(getattr(run, name))}
+
+
+def sweep(config: SweepConfig, *, say: Callable[[str], None] = lambda line: None) -> SweepResult:
+    """Do every wanted run that has no row yet; one that failed before is tried again.
+
+    Args:
+        config: which sweep.
+        say: takes a line of progress.
+    Raises:
+        UsageError, DataError: found before any work.
+        Interrupted: Ctrl-C; the same command goes on.
+        SweepFailed: at the end, when a run failed or missed a gate; the table has every row.
+    """
+    place = _place(config)
+    started = time.monotonic()
+    with disk_errors(place.root), _lock(place.root) as held:
+        table = Table(place.table)
+        planned = [each for each in _plan(config, place, table) if each.wanted]
+        _refresh_groups(table, planned)
+        todo = [each.run for each in planned if each.state != "done"]
+        say(f"{len(planned)} runs, {len(planned) - len(todo)} done before; table: {place.table}")
+        work = _Work(config, place, table, held, say, len(planned))
+        for number, run in enumerate(todo):
+            try:
+                work.do(run, todo[number:])
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"sweep stopped in {run.title}; {sum(table.done(each.run.key) for each in planned)} of "
+                    f"{len(planned)} runs are done, the same command goes on"
+                ) from None
+        work.tidy(planned)
+    result = SweepResult(
+        table=place.table,
+        done=sum(table.done(each.run.key) for each in planned),
+        failed=tuple(work.failed),
+        missed=tuple(_missed(table, planned)),
+        seconds=time.monotonic() - started,
+    )
+    if result.failed or result.missed:
+        total = len(planned)
+        say(f"{result.done} of {total} runs done")
+        for line in (*result.failed, *result.missed):
+            say(f"  {line}")
+        what = [f"{len(result.failed)} of {total} runs failed"] if result.failed else []
+        what += [f"{len(result.missed)} missed a gate"] if result.missed else []
+        raise SweepFailed(
+            f"{' and '.join(what)}, see {place.table}; the same command tries failed runs again"
+        )
+    return result
+
+
+class _Work:
+    """One call of `sweep`."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        place: _Place,
+        table: Table,
+        held: int,
+        say: Callable[[str], None],
+        total: int,
+    ) -> None:
+        self.place, self.table, self.held, self.say, self.total = place, table, held, say, total
+        self.keep = config.keep or place.sweep.keep
+        self.launcher = shlex.split(place.sweep.launcher)
+        self.failed: list[str] = []
+        self.position = 0
+
+    def do(self, run: Run, left: Sequence[Run]) -> None:
+        """Train, export, verify; whatever goes wrong in one run becomes its row."""
+        folder = RunFolder(run, self.place.root, self.place.sweep.verify)
+        self.position = self.total - len(left) + 1
+        estimate = _time_left(self.table, left)
+        self.say(f"[{self.position}/{self.total}] {run.title}{f'; {estimate} left' if estimate else ''}")
+        stage = "train"
+        begin = time.monotonic()
+        try:
+            teacher = run.teacher
+            if isinstance(teacher, Run) and not _trained(RunFolder(teacher, self.place.root, {})):
+                raise CommandFailed(f"its teacher {teacher.title} is not there", 1)
+            state = _State.read(folder)
+            self._train(folder, state)
+            stage = "to-onnx"
+            self._export(folder, state)
+            stage = "verify"
+            self._verify(folder, state)
+            row = done_row(
+                folder, seconds=state.seconds, resumed=state.resumed, launcher=self.place.sweep.launcher
+            )
+        except QexportError as error:
+            self.table.put(failed_row(folder, stage, str(error)))
+            self.failed.append(f"{run.title}: {stage}: {error}")
+            self.say(f"  failed in {stage}: {error}; log: {folder.log}")
+            return
+        except (KeyError, ValueError, OSError) as error:
+            text = f"its files cannot be read: {type(error).__name__} {error}"
+            self.table.put(failed_row(folder, stage, text))
+            self.failed.append(f"{run.title}: {stage}: {text}")
+            self.say(f"  failed in {stage}: {text}; log: {folder.log}")
+            return
+        self.table.put(row)
+        self.say(f"  {_summary(row)}; {_duration(time.monotonic() - begin)}")
+        if not self._is_teacher(run):
+            self._discard(folder)
+
+    def _train(self, folder: RunFolder, state: _State) -> None:
+        if _trained(folder):
+            return
+        extra: list[str] = []
+        if _resumable(folder.model):
+            extra = ["--resume"]
+            state.resumed += 1
+            self.say("  going on from its checkpoint")
+        elif folder.model.exists():
+            extra = ["--force"]
+        self._command("train", folder, [*folder.train_words(), *extra], state, launcher=self.launcher)
+
+    def _export(self, folder: RunFolder, state: _State) -> None:
+        if not _newer(folder.onnx / "qexport.json", folder.model / "qexport_train.json"):
+            self._command("to-onnx", folder, [*folder.export_words(), "--force"], state)
+
+    def _verify(self, folder: RunFolder, state: _State) -> None:
+        if not _newer(folder.report / "report.json", folder.onnx / "qexport.json"):
+            self._command("verify", folder, folder.verify_words(), state, accept=(0, _GATE_FAILED))
+
+    def _command(
+        self, name: str, folder: RunFolder, words: Sequence[str], state: _State, **options: Any
+    ) -> None:
+        begin = time.monotonic()
+        try:
+            run_command(expanded(words), folder.log, hold=self.held, say=self.say, **options)
+        finally:
+            state.seconds[name] = state.seconds.get(name, 0.0) + time.monotonic() - begin
+            state.write(folder)
+
+    def _is_teacher(self, run: Run) -> bool:
+        return any(
+            isinstance(one.teacher, Run) and one.teacher.key == run.key for one in self.place.sweep.runs
+        )
+
+    def _discard(self, folder: RunFolder) -> None:
+        if self.keep != "all":
+            shutil.rmtree(folder.model, ignore_errors=True)
+        if self.keep == "reports":
+            shutil.rmtree(folder.onnx, ignore_errors=True)
+
+    def tidy(self, planned: Sequence[Planned]) -> None:
+        """Discard the teachers once every run of the sweep is done."""
+        if all(self.table.done(run.key) for run in self.place.sweep.runs):
+            for each in planned:
+                self._discard(RunFolder(each.run, self.place.root, {}))
+
+
+@dataclass(slots=True)
+class _State:
+    """What a run's folder remembers between two calls."""
+
+    seconds: dict[str, float]
+    resumed: int
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> _State:
+        path = folder.path / "state.json"
+        if not path.is_file():
+            return cls({}, 0)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(dict(values["seconds"]), int(values["resumed"]))
+
+    def write(self, folder: RunFolder) -> None:
+        atomic_write_text(folder.path / "state.json", json.dumps(dataclasses.asdict(self)) + "\n")
+
+
+def _trained(folder: RunFolder) -> bool:
+    return (folder.model / "qexport_train.json").is_file()
+
+
+def _resumable(model: Path) -> bool:
+    """Whether --resume would find a whole checkpoint or a finished stage."""
+    kept = ("checkpoints/**/checkpoint-*/trainer_state.json", "checkpoints/*/model/stage.json")
+    return any(any(model.glob(name)) for name in kept)
+
+
+def _newer(path: Path, than: Path) -> bool:
+    return path.is_file() and (not than.is_file() or path.stat().st_mtime >= than.stat().st_mtime)
+
+
+def _refresh_groups(table: Table, planned: Sequence[Planned]) -> None:
+    """Rows that are there already follow the file when a grid is added or renamed."""
+    for each in planned:
+        row = table.rows.get(each.run.key)
+        if row is not None and row["groups"] != list(each.run.groups):
+            table.put({**row, "groups": list(each.run.groups)})
+
+
+def _missed(table: Table, planned: Sequence[Planned]) -> Iterator[str]:
+    for each in planned:
+        for gate in table.rows.get(each.run.key, {}).get("gates", []):
+            if gate["status"] != "passed":
+                what = f"gate {gate['name']} {gate['limit']:g} {gate['status']}"
+                yield f"{each.run.title}: {what}: {gate['value']}"
+
+
+def _summary(row: Mapping[str, Any]) -> str:
+    value = row["metrics"][row["main_metric"]]["value"]
+    parts = [f"{row['main_metric']} {100 * value:.2f}"]
+    if row["drop"]:
+        parts.append(f"drop {row['drop']['points']:.2f}")
+    if row["agreement"]:
+        parts.append(f"as PyTorch on {row['agreement']['rows_equal']} of {row['agreement']['rows']}")
+    return ", ".join([*parts, f"{row['file_bytes'] / 1e6:.2f} MB"])
+
+
+def _time_left(table: Table, left: Sequence[Run]) -> str:
+    """From the rows that are there: of the same method and task, else task, else method, else all."""
+    known = [
+        (row["method"], row["task"], sum(row["seconds"].values()))
+        for row in table.rows.values()
+        if row["status"] == "done"
+    ]
+    if not known:
+        return ""
+    total = 0.0
+    for run in left:
+        both = [seconds for method, task, seconds in known if (method, task) == (run.method, run.task)]
+        some = both or [seconds for _, task, seconds in known if task == run.task]
+        some = some or [seconds for method, _, seconds in known if method == run.method]
+        total += statistics.median(some or [seconds for _, _, seconds in known])
+    return f"about {_duration(total)}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{minutes} min"
+        if minutes < 120
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+@contextlib.contextmanager
+def _lock(root: Path) -> Iterator[int]:
+    """Keep a second sweep, and one whose training outlived it, out of the folder.
+
+    Yields:
+        the descriptor of the lock; a child that inherits it holds it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as file:
+        _take(file, root)
+        yield file.fileno()
+
+
+def _take(file: IO[str], root: Path) -> None:
+    if os.name != "posix":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UsageError(
+            f"another sweep, or a training that it left behind, is at work in {root}; wait for it or stop it"
+        ) from error
