@@ -167,7 +167,9 @@ class _Reader:
         ):
             for seed, task in itertools.product(seeds, given["tasks"].items("tasks")):
                 own = dict(zip(axes, values, strict=True))
-                yield self._run(node, group, method, task, width, seed, own)
+                varied = tuple(f"{name}={own[name].value}" for name in axes if len(axes[name]) > 1)
+                run = self._run(node, group, method, task, width, seed, own)
+                yield dataclasses.replace(run, varied=varied)
 
     def single(self, node: Node) -> Iterator[Run]:
         """One entry of `runs`."""

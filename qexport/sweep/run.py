@@ -73,6 +73,8 @@ class Run:
     """Whether the method takes --bits."""
     registered: bool
     """Whether --task knows the task; else its files are among the options."""
+    varied: tuple[str, ...] = ()
+    """Options that its grid gives several values, as "lr=0.0002"; shown to people, no part of the key."""
 
     @property
     def key(self) -> str:
@@ -95,7 +97,13 @@ class Run:
     def title(self) -> str:
         """For people: "mrpc kdlsq 2-2-8 seed 42"."""
         return " ".join(
-            [self.task, self.method, *([self.bits] if self.quantised else []), f"seed {self.seed}"]
+            [
+                self.task,
+                self.method,
+                *([self.bits] if self.quantised else []),
+                f"seed {self.seed}",
+                *self.varied,
+            ]
         )
 
     def grouped(self, groups: tuple[str, ...]) -> Run:
