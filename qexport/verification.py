@@ -70,7 +70,8 @@ class VerificationConfig:
 
     targets: tuple[str, ...] = ("auto",)
     """Where to run it, by comma: native (the kernel library), native-ISA such as native-avx2, stock (ONNX
-    Runtime alone), reference (the ONNX evaluator, a few rows); auto is native where it can run, and stock."""
+    Runtime alone), reference (the ONNX evaluator, a few rows), web (a browser), node; auto is native where it
+    can run, and stock; all is each that can run here (qexport target list)."""
     target_rows: int | None = None
     """Rows for the targets after the first one; default: each target's own limit."""
     layers: bool = False

@@ -40,6 +40,8 @@ _BUILT_IN = {
     "native": "qexport.serving.targets.native",
     "stock": "qexport.serving.targets.stock",
     "reference": "qexport.serving.targets.reference",
+    "node": "qexport.serving.targets.node",
+    "web": "qexport.serving.targets.web",
 }
 
 _ADDRESSES: dict[str, str] = {}
