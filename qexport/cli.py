@@ -22,6 +22,7 @@ from qexport.commands.kernels import kernels
 from qexport.commands.listing import methods, tasks
 from qexport.commands.predict import predict
 from qexport.commands.quickstart import quickstart
+from qexport.commands.report import report
 from qexport.commands.sweep import sweep
 from qexport.commands.target import listing as list_targets
 from qexport.commands.target import prepare as prepare_target
@@ -38,6 +39,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "bench": bench,
     "sweep": sweep,
+    "report": report,
     "predict": predict,
     "inspect": inspect,
     "quickstart": quickstart,

@@ -33,6 +33,7 @@ __all__ = [
     "lines_plot",
     "panel",
     "size_plot",
+    "svg_figure",
 ]
 
 _INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
@@ -74,7 +75,7 @@ _STYLE: Any = {
 }
 
 
-def _figure(name: str, width: float, height: float, draw: Callable[[Figure, Axes], None]) -> str:
+def svg_figure(name: str, width: float, height: float, draw: Callable[[Figure, Axes], None]) -> str:
     """Draw one figure and give it as an <svg> element.
 
     Args:
@@ -179,7 +180,7 @@ def lines_plot(name: str, lines: Sequence[Line], *, y_label: str, level: float |
         axes.set_ylabel(y_label)
         _end_labels(axes, lengths[-1], ends)
 
-    return _figure(name, 5.6, 3.6, draw)
+    return svg_figure(name, 5.6, 3.6, draw)
 
 
 def panel(cell: LatencyCell) -> tuple[str, int]:
@@ -272,7 +273,7 @@ def size_plot(report: Report) -> str:
     def draw(figure: Figure, axes: Axes) -> None:
         _bars(axes, [engine.model_label for engine in files], sizes, texts, shades)
 
-    return _figure("size", 5.6, 0.5 + 0.5 * len(files), draw)
+    return svg_figure("size", 5.6, 0.5 + 0.5 * len(files), draw)
 
 
 def accuracy_plot(report: Report) -> str:
@@ -299,7 +300,7 @@ def accuracy_plot(report: Report) -> str:
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"{items[0].metrics[0].metric}, %, with 95 % interval ({items[0].rows} rows)")
 
-    return _figure("accuracy", 5.6, 0.9 + 0.42 * len(items), draw)
+    return svg_figure("accuracy", 5.6, 0.9 + 0.42 * len(items), draw)
 
 
 def histogram_plot(report: Report) -> str:
@@ -326,7 +327,7 @@ def histogram_plot(report: Report) -> str:
         axes.margins(y=0.15)
         axes.set_xlabel(f"largest logit difference within a row, against {_label(report, parity.against)}")
 
-    return _figure("difference", 5.6, 2.7, draw)
+    return svg_figure("difference", 5.6, 2.7, draw)
 
 
 def layers_plot(report: Report) -> str:
@@ -361,7 +362,7 @@ def layers_plot(report: Report) -> str:
         _end_labels(axes, len(mean) + 0.3, ends)
 
     ends: list[tuple[float, str, str]] = []
-    return _figure("layers", 5.6, 2.9, draw)
+    return svg_figure("layers", 5.6, 2.9, draw)
 
 
 def contents_plot(report: Report) -> str:
@@ -379,4 +380,4 @@ def contents_plot(report: Report) -> str:
         _bars(axes, [row["kind"] for row in parts], sizes, texts, [COLOURS["main"]] * len(parts))
         axes.set_xlim(0, max(sizes) * 2.8)
 
-    return _figure("contents", 5.6, 0.4 + 0.42 * len(parts), draw)
+    return svg_figure("contents", 5.6, 0.4 + 0.42 * len(parts), draw)
