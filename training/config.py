@@ -23,7 +23,7 @@ class TrainConfig:
     """
 
     method: str
-    """Method: fp32, ternarybert, ternarybert-lat, q8bert, lsq, lsq-kd, kdlsq or binarybert."""
+    """Method: fp32, ternarybert, ternarybert-lat, q8bert, lsq, lsq-kd, kdlsq, binarybert or tinybert."""
     output: Path
     """Folder for the trained model, Hugging Face layout."""
     task: str | None = None
@@ -59,6 +59,15 @@ class TrainConfig:
     """Quantise as the paper's released code does instead of by qexport's defaults, as far as docs/methods.md
     says; single quantisation options still win."""
 
+    layers: int | None = None
+    """tinybert: layers of the student; default: 4."""
+    hidden_size: int | None = None
+    """tinybert: width of its hidden states, a multiple of --heads; default: 312."""
+    intermediate_size: int | None = None
+    """tinybert: neurons of the feed-forward part of its layers; default: 1200."""
+    heads: int | None = None
+    """tinybert: attention heads of its layers; default: 12."""
+
     data_dir: Path | None = None
     """Folder with GLUE's own TSV files."""
     train_file: Path | None = None
@@ -84,8 +93,8 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after so many optimiser steps, in each stage; overrides --epochs."""
     lr: float | None = None
-    """Peak learning rate; default: 2e-5 for ternarybert, ternarybert-lat and q8bert, 5e-5 for the other
-    methods. The stages of binarybert take multiples of it."""
+    """Peak learning rate; default: 2e-5 for ternarybert, ternarybert-lat and q8bert, 3e-5 for tinybert, 5e-5
+    for the other methods. The stages of binarybert and tinybert take multiples of it."""
     weight_step_lr: float | None = None
     """Peak learning rate of learned steps of weights; default: 1e-3."""
     activation_step_lr: float | None = None
@@ -116,15 +125,16 @@ class TrainConfig:
 
     hidden_weight: float | None = None
     """Weight of the loss between hidden states; default: 1 for TernaryBERT, lsq-kd and kdlsq, by stage for
-    binarybert, else 0."""
+    binarybert and tinybert, else 0."""
     attention_weight: float | None = None
     """Weight of the loss between attention scores; default: 1 for TernaryBERT, lsq-kd and kdlsq, by stage
-    for binarybert, else 0."""
+    for binarybert and tinybert, else 0."""
     logits_weight: float | None = None
     """Weight of the loss between logits (soft cross-entropy); default: 1 for TernaryBERT, lsq-kd and kdlsq,
-    by stage for binarybert, else 0."""
+    by stage for binarybert and tinybert, else 0."""
     label_weight: float | None = None
-    """Weight of the loss with the true labels; default: 0 for TernaryBERT, lsq-kd and binarybert, else 1."""
+    """Weight of the loss with the true labels; default: 0 for TernaryBERT, lsq-kd, binarybert and
+    tinybert, else 1."""
     temperature: float = 1.0
     """Temperature of the soft cross-entropy."""
 
@@ -170,6 +180,10 @@ class TrainConfig:
             "temperature",
             "train_samples",
             "eval_samples",
+            "layers",
+            "hidden_size",
+            "intermediate_size",
+            "heads",
         )
         for name in positive:
             value = getattr(self, name)

@@ -29,7 +29,8 @@ from qexport.training.models import load_encoder
 from qexport.training.pairing import layers_to_compare, load_pair
 from qexport.training.projection import attach_projection
 from qexport.training.quant_config import QuantConfig
-from qexport.training.recipes.base import Losses, Recipe, Stage
+from qexport.training.recipes.base import Losses, Recipe, Stage, StudentSize
+from qexport.training.shrinking import shrink, size_of
 from qexport.training.splitting import split_student
 from qexport.training.student import quantize_model
 from qexport.training.tasks import Task
@@ -85,7 +86,7 @@ def plan_stages(recipe: Recipe, config: TrainConfig) -> tuple[Stage, ...]:
         raise UsageError(
             f"method {recipe.name} distils and needs --teacher, a folder made by: qexport train --method fp32"
         )
-    if several and config.model is not None:
+    if several and recipe.size is None and config.model is not None:
         raise UsageError(
             f"method {recipe.name} starts from the teacher's best half; leave --model {config.model} out"
         )
@@ -167,6 +168,8 @@ class Material:
     """Training rows."""
     collate: Collate
     """Makes a batch of rows."""
+    size: StudentSize | None = None
+    """Of a student that is made smaller than its teacher."""
     finished: Mapping[str, Path]
     """Models of the stages before, by name, in their order."""
 
@@ -232,8 +235,7 @@ def _half_width(material: Material, model: PreTrainedModel) -> PreTrainedModel:
             f"{material.source}: its layers have {heads} attention head, half of which is none; "
             f"method {material.config.method} needs a teacher with at least 2"
         )
-    regression = material.task.kind == "regression"
-    reorder(model, unit_importance(model, material.sample(), regression=regression))
+    _order(material, model)
     kept_heads, kept_neurons = (heads + 1) // 2, (neurons + 1) // 2
     cut_width(model, heads=kept_heads, neurons=kept_neurons)
     plain = QuantConfig(
@@ -241,6 +243,22 @@ def _half_width(material: Material, model: PreTrainedModel) -> PreTrainedModel:
     )
     model.config.quantization_config = dataclasses.replace(plain, position_bits=32).to_dict()
     return model
+
+
+def _order(material: Material, model: PreTrainedModel) -> None:
+    """Put heads and neurons in order of importance, on training rows drawn with the run's seed."""
+    regression = material.task.kind == "regression"
+    reorder(model, unit_importance(model, material.sample(), regression=regression))
+
+
+def _smaller(material: Material, model: PreTrainedModel) -> PreTrainedModel:
+    """A smaller float model out of a fine-tuned one; a start that was named as it is."""
+    if material.size is None:
+        return model
+    size, whole = material.size, size_of(model.config)
+    if (size.heads, size.intermediate_size) != (whole.heads, whole.intermediate_size):
+        _order(material, model)
+    return shrink(model, size, material.sample)
 
 
 def _with_width_of(model: PreTrainedModel, quant: QuantConfig) -> QuantConfig:
@@ -275,5 +293,6 @@ STARTS: dict[str, Callable[[Material, PreTrainedModel], PreTrainedModel]] = {
     "ternary": _ternary,
     "split": _split,
     "previous": _previous,
+    "smaller": _smaller,
 }
 """What a stage's model is made of: the teacher or the stage before, changed by one of these."""

@@ -94,7 +94,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
     recipe = get_recipe(config.method)
     quant = recipe.quant_config(config)
     plan = plan_stages(recipe, config)
-    steps = recipe.learned_steps(config)
+    steps, size = recipe.learned_steps(config), recipe.student_size(config)
     check_folder(config)
     if config.logging == "tensorboard":
         _need_tensorboard()
@@ -136,6 +136,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
         task=task,
         rows=run.rows,
         collate=collator(pad_id),
+        size=size,
         finished={},
     )
     records: list[dict[str, Any]] = []
@@ -210,7 +211,7 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
     model, teacher = build_pair(stage, material)
     quant = quantization_of(model)
     if quant is None or quant.wea.weight == 32:
-        say("model: float32")
+        say(f"model: float32, {model.config.num_hidden_layers} layers of width {model.config.hidden_size}")
     else:
         say(f"student: {quant.bits} {quant.activations} {quant.granularity}")
     if run.steps is not None and stage.start in FIRST_QUANTISED:
@@ -388,7 +389,7 @@ def _trainer(
         return compute_metrics(task, np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
     callbacks: list[TrainerCallback] = [Curvature(model), Thresholds(model), run.stop]
-    if config.early_stopping:
+    if config.early_stopping and stage.selects:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping))
     eval_rows: Any = {name: Rows(rows, by_length=True) for name, rows in evals.items()}
     return Distiller(
@@ -415,7 +416,7 @@ def _arguments(
     Args:
         config: the run.
         recipe: defaults of what `config` leaves open.
-        stage: its epochs, and its learning rate as a multiple of the run's.
+        stage: its epochs, its schedule, and its learning rate as a multiple of the run's.
         folder: for checkpoints.
         n_rows: training rows.
         selected_by: name of the metric, as Trainer.evaluate spells it, that picks the best checkpoint.
@@ -426,11 +427,15 @@ def _arguments(
     per_epoch = math.ceil(n_rows / (batch_size * world * config.gradient_accumulation))
     steps = config.max_steps or max(1, math.ceil(per_epoch * stage.epochs))
     every = min(config.eval_steps or per_epoch, steps)
+    warmup = config.warmup
+    if warmup is None:
+        warmup = defaults.warmup if stage.schedule == "linear" else 0.0
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         learning_rate=(config.lr or defaults.lr) * stage.lr,
-        warmup_steps=int(steps * (defaults.warmup if config.warmup is None else config.warmup)),
+        lr_scheduler_type="linear" if stage.schedule == "linear" else "constant_with_warmup",
+        warmup_steps=int(steps * warmup),
         weight_decay=defaults.weight_decay if config.weight_decay is None else config.weight_decay,
         optim="adamw_torch_fused",
         per_device_train_batch_size=batch_size,
@@ -441,7 +446,7 @@ def _arguments(
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=stage.selects,
         metric_for_best_model=selected_by,
         greater_is_better=True,
         logging_steps=config.logging_steps,

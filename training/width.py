@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from qexport.errors import UnsupportedModelError
 
-__all__ = ["Importance", "cut_width", "layer_sizes", "reorder", "unit_importance"]
+__all__ = ["Importance", "Layer", "cut_width", "encoder_layers", "layer_sizes", "reorder", "unit_importance"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
     """The modules of one layer whose shapes change with its width."""
 
     attention: nn.Module
@@ -35,7 +35,13 @@ class _Layer:
     """Reads the neurons."""
 
     @property
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """All of them."""
+        return (self.query, self.key, self.value, self.output, self.up, self.down)
+
+    @property
     def head_size(self) -> int:
+        """Values of one head."""
         size = self.attention.attention_head_size
         assert isinstance(size, int)
         return size
@@ -58,7 +64,7 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     return module
 
 
-def _layers(model: nn.Module) -> list[_Layer]:
+def encoder_layers(model: nn.Module) -> list[Layer]:
     """The layers of an encoder whose linears are not quantised yet.
 
     Raises:
@@ -83,13 +89,13 @@ def _layers(model: nn.Module) -> list[_Layer]:
                 f"{path}: heads and neurons of this architecture cannot be cut ({error}); "
                 "use a method that keeps the width"
             ) from error
-        found.append(_Layer(module, *linears))
+        found.append(Layer(module, *linears))
     return found
 
 
 def layer_sizes(model: nn.Module) -> tuple[int, int]:
     """Heads and feed-forward neurons of a layer."""
-    layer = _layers(model)[0]
+    layer = encoder_layers(model)[0]
     return layer.query.out_features // layer.head_size, layer.up.out_features
 
 
@@ -106,7 +112,7 @@ def unit_importance(
         batches: what the model takes, and labels int64 or float32 [B].
         regression: the loss is the squared error, else the cross-entropy.
     """
-    layers = _layers(model)
+    layers = encoder_layers(model)
     wanted = {
         parameter for layer in layers for module in (layer.output, layer.up, layer.down)
         for parameter in module.parameters()
@@ -153,7 +159,7 @@ def _change(parameter: Tensor) -> Tensor:
 @torch.no_grad()
 def reorder(model: nn.Module, importance: list[Importance]) -> None:
     """Put heads and neurons in order of decreasing importance, in place; the model computes the same."""
-    for layer, worth in zip(_layers(model), importance, strict=True):
+    for layer, worth in zip(encoder_layers(model), importance, strict=True):
         heads = worth.heads.argsort(descending=True, stable=True)
         columns = (heads[:, None] * layer.head_size + torch.arange(layer.head_size)).reshape(-1)
         for linear in (layer.query, layer.key, layer.value):
@@ -173,7 +179,7 @@ def cut_width(model: nn.Module, *, heads: int, neurons: int) -> None:
     Raises:
         UnsupportedModelError: more heads or neurons than a layer has.
     """
-    for layer in _layers(model):
+    for layer in encoder_layers(model):
         have = (layer.query.out_features // layer.head_size, layer.up.out_features)
         if heads > have[0] or neurons > have[1]:
             raise UnsupportedModelError(

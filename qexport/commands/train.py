@@ -25,6 +25,7 @@ OPTIONS = {
 PANELS = {
     "Quantisation": ("bits", "activations", "granularity", "activation_clip", "position_bits",
                      "truncation", "as_published"),
+    "Size": ("layers", "hidden_size", "intermediate_size", "heads"),
     "Data": ("data_dir", "train_file", "eval_file", "text_column", "text_pair_column", "label_column",
              "regression", "train_samples", "eval_samples", "max_length"),
     "Optimisation": ("epochs", "max_steps", "lr", "weight_step_lr", "activation_step_lr", "batch_size",
@@ -50,6 +51,10 @@ def train(
       qexport train --method ternarybert --teacher teacher --task sst2 -o student
 
       qexport train --method binarybert --teacher teacher --task sst2 -o binary
+
+      qexport train --method tinybert --teacher teacher --task sst2 -o small
+
+      qexport train --method kdlsq --model small --teacher teacher --task sst2 -o small-quantised
 
       qexport train --method fp32 --model minilm --data train.csv --eval eval.csv
       --text-column text --label-column label -o own

@@ -11,12 +11,13 @@ from qexport.training.recipes.lsq import LSQ
 from qexport.training.recipes.lsq_kd import LSQ_KD
 from qexport.training.recipes.q8bert import Q8BERT
 from qexport.training.recipes.ternarybert import TERNARYBERT, TERNARYBERT_LAT
+from qexport.training.recipes.tinybert import TINYBERT
 
 __all__ = ["RECIPES", "Recipe", "get_recipe"]
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (FP32, Q8BERT, TERNARYBERT, TERNARYBERT_LAT, LSQ, LSQ_KD, KDLSQ, BINARYBERT)
+    for recipe in (FP32, Q8BERT, TERNARYBERT, TERNARYBERT_LAT, LSQ, LSQ_KD, KDLSQ, BINARYBERT, TINYBERT)
 }
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from qexport.errors import UsageError
 from qexport.formats import parse_bits
 from qexport.training.config import TrainConfig
 from qexport.training.quant_config import QuantConfig
 
-__all__ = ["LearnedSteps", "Losses", "Optimisation", "Recipe", "Stage"]
+__all__ = ["LearnedSteps", "Losses", "Optimisation", "Recipe", "Stage", "StudentSize"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,18 @@ class LearnedSteps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StudentSize:
+    """A smaller encoder."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    """Neurons of the feed-forward part of a layer."""
+    heads: int
+    """Attention heads of a layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """One training of a method that takes several; each is resumed and evaluated on its own."""
 
@@ -74,6 +86,10 @@ class Stage:
     """Its peak learning rate, as a multiple of the run's."""
     epochs: float
     """Passes over the training rows, where the run says nothing else."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """Of the learning rate after the warm-up; constant: without warm-up, unless the run asks for one."""
+    selects: bool = True
+    """Keep the model that evaluates best; else the last one: for a stage that leaves the task layer alone."""
     projects: bool = False
     """Learn a projection of hidden states even where student and teacher have the same width."""
 
@@ -106,6 +122,26 @@ class Recipe:
     """Fields of QuantConfig that activations below 8 bits need, whatever `quant` and `published` say."""
     steps: LearnedSteps | None = None
     """For methods with learned steps."""
+    size: StudentSize | None = None
+    """For methods that make a smaller student: its size, where the run says nothing else."""
+
+    def student_size(self, config: TrainConfig) -> StudentSize | None:
+        """The size of the student to be made of the teacher, or None where the start has its size.
+
+        Raises:
+            UsageError: a size for a start that has one.
+        """
+        names = [field.name for field in dataclasses.fields(StudentSize)]
+        given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+        if given and (self.size is None or config.model is not None):
+            option = f"--{next(iter(given)).replace('_', '-')}"
+            why = (
+                f"method {self.name} does not change the size of its start, so {option} has no meaning for it"
+                if self.size is None
+                else f"the student has the size of its start {config.model}, so {option} has no meaning"
+            )
+            raise UsageError(f"{why}; leave it out" + (", or take tinybert" if self.size is None else ""))
+        return None if self.size is None or config.model else dataclasses.replace(self.size, **given)
 
     def learned_steps(self, config: TrainConfig) -> LearnedSteps | None:
         """Initial values and rates of learned steps in this run, or None where the method has none.
