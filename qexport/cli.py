@@ -15,6 +15,7 @@ import typer
 
 from qexport import __version__, console
 from qexport.commands.bench import bench
+from qexport.commands.bundle import bundle
 from qexport.commands.export import to_onnx
 from qexport.commands.inspect import inspect
 from qexport.commands.kernels import build as build_kernels
@@ -41,6 +42,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "sweep": sweep,
     "report": report,
     "predict": predict,
+    "bundle": bundle,
     "inspect": inspect,
     "quickstart": quickstart,
     "tasks": tasks,
