@@ -8,7 +8,7 @@ import logging
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,10 @@ from qexport.graphs.config import ExportConfig
 from qexport.graphs.export_modules import ExportWrapper, replace_by_twins
 from qexport.graphs.inventory import Inventory, format_bytes, inspect_file
 from qexport.graphs.pipeline import finish, layer_norm_outputs, lower
+from qexport.serving.kinds import OutputKind
+from qexport.serving.kinds import get_kind as serving_kind
 from qexport.training.data import load_tokenizer, pad_token_id
+from qexport.training.kinds import KINDS, Kind, get_kind, kind_of_config
 from qexport.training.models import load_encoder, resolve_model
 
 __all__ = ["PARITY_LIMIT", "PARITY_TEXTS", "ExportResult", "Parity", "export_graph", "to_onnx"]
@@ -65,7 +68,8 @@ class Parity:
     mean_abs_difference: float
     """Mean difference of two logits."""
     agreement: float
-    """Part of the sentences with the same largest logit (1 for one-output models)."""
+    """Part of the sentences with the same largest logit (1 for one-output models); see `same_rows` of the
+    kind of model."""
 
     def to_json(self) -> dict[str, float]:
         """The fields."""
@@ -133,7 +137,7 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
     model.train(False)
     report(f"loaded {config.model}: {model.config.model_type}, {_describe(model)}")
     feeds = _parity_feeds(source, model)
-    expected = _torch_logits(model, feeds) if config.check else None
+    expected = _torch_outputs(model, feeds) if config.check else None
     description = _description(source, model)
     target = config.target()
     proto, layer_norms = export_graph(model, config, _metadata(description))
@@ -146,7 +150,7 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
         path.write_bytes(proto.SerializeToString(deterministic=True))
         parity = None
         if expected is not None:
-            parity = _compare(path, feeds, expected)
+            parity = _compare(path, feeds, expected, serving_kind(description["kind"]))
             report(f"ONNX Runtime {onnxruntime.__version__} against PyTorch: {parity.max_abs_difference:.1e}")
         inventory = inspect_file(path)
         folders.write_config(source, part)
@@ -183,7 +187,7 @@ def export_graph(
     """
     target = config.target()
     twins = replace_by_twins(model)
-    wrapper = ExportWrapper(model).eval()
+    wrapper = ExportWrapper(model, _kind(model)).eval()
     graph = _trace(wrapper, target.opset)
     for value in list(graph.graph.initializers.values()):
         value.name = str(value.name).removeprefix("model.")
@@ -206,7 +210,7 @@ def _trace(wrapper: ExportWrapper, opset: int) -> ir.Model:
                 dynamo=True,
                 opset_version=opset,
                 input_names=wrapper.input_names,
-                output_names=["logits"],
+                output_names=list(wrapper.kind.outputs),
                 dynamic_shapes=(tuple({0: batch, 1: sequence} for _ in example),),
                 optimize=False,
                 verbose=False,
@@ -249,9 +253,10 @@ def _check_task(source: Path) -> None:
         if model_class is None:
             continue
         task = TasksManager.infer_task_from_model(model_class, library_name="transformers")
-        if task != "text-classification":
+        if not any(name.endswith(kind.architecture) for kind in KINDS.values()):
+            kinds = " or ".join(dict.fromkeys(f"{kind.model}s" for kind in KINDS.values()))
             raise UnsupportedModelError(
-                f"{source}: holds a {name} ({task}), only text-classification models can be exported; "
+                f"{source}: holds a {name} ({task}), only {kinds} can be exported; "
                 "fine-tune it first with qexport train --method fp32"
             )
 
@@ -278,7 +283,7 @@ def _description(source: Path, model: PreTrainedModel) -> dict[str, Any]:
         "quantization": quantization,
         "model_type": model.config.model_type,
         "task": trained.get("task"),
-        "kind": trained.get("kind", "regression" if len(labels) == 1 else "classification"),
+        "kind": trained.get("kind", _kind(model).name),
         "labels": trained.get("labels") or labels,
         "max_length": trained.get("max_length"),
         "metrics": trained.get("metrics"),
@@ -327,15 +332,22 @@ def _parity_feeds(source: Path, model: PreTrainedModel) -> Feeds:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
-def _torch_logits(model: PreTrainedModel, feeds: Feeds) -> npt.NDArray[np.float32]:
-    names = ("input_ids", "attention_mask")
+def _kind(model: PreTrainedModel) -> Kind:
+    """The kind of the model's head; a model that does not say is a sequence classifier."""
+    return kind_of_config(model.config) or get_kind("classification")
+
+
+def _torch_outputs(model: PreTrainedModel, feeds: Feeds) -> dict[str, npt.NDArray[np.float32]]:
+    """The outputs by name, 0 where an output of each token belongs to padding."""
+    tensors = {name: torch.from_numpy(feeds[name]) for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        logits = model(**{name: torch.from_numpy(feeds[name]) for name in names}).logits
-    result: npt.NDArray[np.float32] = logits.float().numpy()
-    return result
+        found = _kind(model).read(model(**tensors), tensors)
+    return {name: value.float().numpy() for name, value in found.items()}
 
 
-def _compare(path: Path, feeds: Feeds, expected: npt.NDArray[np.float32]) -> Parity:
+def _compare(
+    path: Path, feeds: Feeds, expected: Mapping[str, npt.NDArray[np.float32]], reader: OutputKind
+) -> Parity:
     """Run the file once.
 
     Raises:
@@ -347,18 +359,19 @@ def _compare(path: Path, feeds: Feeds, expected: npt.NDArray[np.float32]) -> Par
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = {value.name for value in session.get_inputs()}
-        found = session.run(["logits"], {name: array for name, array in feeds.items() if name in names})[0]
+        outputs = session.run(list(expected), {name: feeds[name] for name in feeds if name in names})
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         first = str(error).strip().splitlines()[0][:300]
         raise UnsupportedModelError(
             f"ONNX Runtime {onnxruntime.__version__} cannot run the exported file: {first}"
         ) from error
-    found = np.asarray(found)
-    difference = np.abs(found - expected)
-    if found.shape != expected.shape or not np.isfinite(found).all() or difference.max() > PARITY_LIMIT:
+    sides = (dict(zip(expected, outputs, strict=True)), expected)
+    found, wanted = (reader.join(side, feeds) for side in sides)
+    difference = np.abs(found - wanted)
+    if found.shape != wanted.shape or not np.isfinite(found).all() or difference.max() > PARITY_LIMIT:
         raise UnsupportedModelError(
             f"the exported file does not compute what PyTorch does: logits differ by {difference.max():.3g}, "
             f"{PARITY_LIMIT} is the most that rounding explains; pass --no-check to write it all the same"
         )
-    same = found.argmax(-1) == expected.argmax(-1)
+    same = reader.same_rows(found, wanted)
     return Parity(len(found), float(difference.max()), float(difference.mean()), float(same.mean()))

@@ -16,6 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from qexport.errors import UnsupportedModelError
 from qexport.graphs.rewrites import EXPORT_DOMAIN
+from qexport.training.kinds import Kind
 from qexport.training.quantizers import ActivationQuantizer
 from qexport.training.student import (
     MASKED_SCORE,
@@ -224,16 +225,21 @@ class _OnlyRow(nn.Module):
 
 
 class ExportWrapper(nn.Module):
-    """What torch.onnx traces: tensors in the order of `input_names` -> logits float32 [batch, num_labels]."""
+    """What torch.onnx traces: tensors in the order of `input_names` -> the outputs of the model's kind.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Wrap `model`; its token-type table is cut to its only row when there is no such input.
+    Of a sequence classifier these are the logits, float32 [batch, num_labels].
+    """
+
+    def __init__(self, model: PreTrainedModel, kind: Kind) -> None:
+        """Wrap `model`, which has the head of `kind`.
+
+        Its token-type table is cut to its only row when there is no such input.
 
         Raises:
             UnsupportedModelError: the model does not take ids and a mask.
         """
         super().__init__()
-        self.model = model
+        self.model, self.kind = model, kind
         parameters = inspect.signature(model.forward).parameters
         missing = [name for name in ("input_ids", "attention_mask") if name not in parameters]
         if missing:
@@ -263,13 +269,13 @@ class ExportWrapper(nn.Module):
         offset = int(model.config.pad_token_id or 0) + 1 if cls._counts_padding(model) else 0
         return int(model.config.max_position_embeddings) - offset
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Logits; positions are counted in the graph, not stored."""
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The outputs in the kind's order; positions are counted in the graph, not stored."""
         feeds: dict[str, Tensor] = dict(zip(self.input_names, tensors, strict=True))
         ids = feeds["input_ids"]
         if self.fixed_types:
             feeds["token_type_ids"] = torch.zeros_like(ids)
         if self.pass_positions:
             feeds["position_ids"] = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
-        logits: Tensor = self.model(**feeds).logits
-        return logits
+        found = self.kind.read(self.model(**feeds), feeds)
+        return tuple(found[name] for name in self.kind.outputs)

@@ -10,7 +10,6 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,44 +211,36 @@ def _eval_rows(config: VerificationConfig, data: TaskData, split: Split, session
     import numpy as np
 
     from qexport.serving.evaluate import EvalRows
-    from qexport.training import metrics
     from qexport.training.data import encode, load_tokenizer, pad, pad_token_id
+    from qexport.training.judge import judge_of
 
     task = data.task
     length = min(config.max_length or session.max_length, session.max_length)
     encoded = encode(split, load_tokenizer(session.folder), length)
     pad_id = pad_token_id(session.folder)
+    judge = judge_of(task, split, encoded)
     order = np.argsort(encoded.lengths(), kind="stable")
     starts = range(0, len(order), _BATCH_ROWS)
     return EvalRows(
         task=task.name, split=split.name, kind=task.kind,
         batches=[pad(encoded, order[start : start + _BATCH_ROWS], pad_id=pad_id) for start in starts],
-        labels=encoded.labels, order=order, texts=_shown(split), main_metric=task.main_metric,
-        metrics=partial(metrics.compute_metrics, task), interval=partial(metrics.interval, task),
-        paired_drop=partial(metrics.paired_drop, task), source=data.source, fingerprint=data.fingerprint,
+        labels=judge.labels, items=judge.items, order=order, texts=judge.texts, main_metric=task.main_metric,
+        metrics=judge.metrics, interval=judge.interval, paired_drop=judge.paired_drop,
+        label_texts=judge.label_texts, drop_method=judge.drop_method, source=data.source,
+        fingerprint=data.fingerprint,
     )  # fmt: skip
-
-
-def _shown(split: Split) -> Sequence[str]:
-    if split.pairs is None:
-        return split.texts
-    return [f"{text} | {pair}" for text, pair in zip(split.texts, split.pairs, strict=True)]
 
 
 def _torch(
     folder: str, eval_rows: Sequence[EvalRows], *, layers: bool
 ) -> tuple[list[npt.NDArray[np.float32]], LayerReference | None]:
-    """Logits per split in file order, and the LayerNorm outputs of the first rows."""
-    import numpy as np
-
+    """Outputs per split in file order, and the LayerNorm outputs of the first rows."""
+    from qexport.serving.evaluate import evaluate
     from qexport.serving.verify import LayerReference
     from qexport.training.reference import TorchReference
 
     model = TorchReference(folder)
-    found = []
-    for rows in eval_rows:
-        logits = model.logits(rows.batches)
-        found.append(logits[np.argsort(rows.positions, kind="stable")])
+    found = [evaluate(model, rows)[0] for rows in eval_rows]
     trace = None
     if layers:
         batch = {name: value[:4] for name, value in eval_rows[0].batches[-1].items()}

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from qexport.errors import ShapeError, UsageError
+from qexport.errors import UsageError
+from qexport.serving.kinds import OutputKind, get_kind, stack_rows
 from qexport.serving.session import Batch, Float32Array
 
-__all__ = ["EvalRows", "MetricValue", "PairedDropLike", "Runner", "evaluate", "metric_values"]
+__all__ = ["EvalRows", "Evaluated", "MetricValue", "PairedDropLike", "Runner", "evaluate", "metric_values"]
 
 Labels = npt.NDArray[Any]
 
@@ -46,23 +47,30 @@ class EvalRows:
     """Name of the task, for the report: "sst2"."""
     split: str = "validation"
     """Name of the split, for the report."""
-    kind: Literal["classification", "regression"] = "classification"
+    kind: str = "classification"
+    """What the outputs are, see `qexport.serving.kinds`."""
     batches: Sequence[Batch]
     """Feeds, int64 [B, S] each; together `labels.shape[0]` rows."""
     labels: Labels
-    """int64 [n] or float32 [n], in the order of the data file."""
+    """What is right for each row, [n, ...], in the order of the data file; the metric functions know it."""
+    items: Any = None
+    """What the kind reads outputs with, where they do not speak for themselves: the windows of questions."""
     order: npt.NDArray[np.int64] | None = None
     """Row of the data file of each row of the concatenated batches; None means in file order."""
     texts: Sequence[str] | None = None
-    """Text of each row in file order, shown beside disagreements; None leaves it out."""
+    """Text of each item in file order, shown beside disagreements; None leaves it out."""
+    label_texts: Sequence[str] | None = None
+    """What is right for each item, where that is a text."""
     main_metric: str
     """The metric that gates judge."""
-    metrics: Callable[[Float32Array, Labels], Mapping[str, float]]
-    """(logits [n, c], labels [n]) -> name -> fraction."""
-    interval: Callable[[str, Float32Array, Labels], tuple[float, float]]
-    """(metric, logits, labels) -> 95 % interval (low, high), fractions."""
-    paired_drop: Callable[[str, Float32Array, Float32Array, Labels], PairedDropLike]
-    """(metric, logits_a, logits_b, labels) -> metric(a) - metric(b) on the same rows, with its interval."""
+    metrics: Callable[[Any, Labels], Mapping[str, float]]
+    """(what the kind decoded: logits [n, c], labels [n]) -> name -> fraction."""
+    interval: Callable[[str, Any, Labels], tuple[float, float]]
+    """(metric, decoded, labels) -> 95 % interval (low, high), fractions."""
+    paired_drop: Callable[[str, Any, Any, Labels], PairedDropLike]
+    """(metric, decoded_a, decoded_b, labels) -> metric(a) - metric(b) on the same rows, with its interval."""
+    drop_method: str = "paired bootstrap"
+    """How `paired_drop` finds its interval, for the report."""
     source: str = ""
     """Where the rows came from, for the report."""
     fingerprint: str = ""
@@ -86,9 +94,45 @@ class EvalRows:
         return len(self.labels)
 
     @property
+    def reader(self) -> OutputKind:
+        """What reads the outputs."""
+        return get_kind(self.kind)
+
+    @property
+    def n_items(self) -> int:
+        """Number of what reports count: rows, or what several rows belong to."""
+        return self.n_rows if self.items is None else len(self.items)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row in file order, int64 [n]."""
+        found = np.empty(self.n_rows, np.int64)
+        found[self.positions] = np.concatenate(
+            [
+                np.asarray(batch.get("attention_mask", np.ones_like(batch["input_ids"]))).sum(axis=1)
+                for batch in self.batches
+            ]
+        )
+        return found
+
+    @property
     def positions(self) -> npt.NDArray[np.int64]:
         """Row of the data file of each row of the concatenated batches, int64 [n]."""
         return np.arange(self.n_rows, dtype=np.int64) if self.order is None else self.order
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What one engine said about the rows of a split, or a part of them."""
+
+    joined: Float32Array
+    """float32 [m, ...], see `OutputKind.join`."""
+    positions: npt.NDArray[np.int64]
+    """int64 [m], row of the data file of each, ascending."""
+    decoded: Any
+    """What the kind makes of `joined`."""
+    settings: Mapping[str, float]
+    """How it was decoded, see `OutputKind.decode`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +156,7 @@ def evaluate(
     max_rows: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Float32Array, npt.NDArray[np.int64]]:
-    """Logits of the rows, and which rows they are.
+    """Outputs for the rows, and which rows they are.
 
     Args:
         runner: a session, or any target's runner.
@@ -120,9 +164,10 @@ def evaluate(
         max_rows: stop after that many rows; the last batch is cut.
         progress: called with (rows done, rows in all) after each batch.
     Returns:
-        logits float32 [m, C] sorted by row, and int64 [m] rows of the data file; m = n_rows without max_rows.
+        float32 [m, ...] sorted by row (logits [m, C] of a classifier), and int64 [m] rows of the data file; m
+        = n_rows without max_rows.
     Raises:
-        ShapeError: the runner gave another number of rows than it was fed, or not [B, C].
+        ShapeError: the runner gave another number of rows than it was fed, or another shape than the kind's.
     """
     limit = rows.n_rows if max_rows is None else min(max_rows, rows.n_rows)
     parts: list[Float32Array] = []
@@ -136,34 +181,26 @@ def evaluate(
             if take == len(batch["input_ids"])
             else {name: value[:take] for name, value in batch.items()}
         )
-        logits = np.asarray(runner.run(feeds)["logits"], dtype=np.float32)
-        if logits.ndim != 2 or logits.shape[0] != take:
-            raise ShapeError(
-                f"logits must be [{take}, labels] for a batch of {take} rows, got {list(logits.shape)}"
-            )
-        parts.append(logits)
+        parts.append(rows.reader.join(runner.run(feeds), feeds))
         done += take
         if progress is not None:
             progress(done, limit)
     positions = rows.positions[:done]
     inverse = np.argsort(positions, kind="stable")
-    return np.concatenate(parts)[inverse], positions[inverse]
+    return stack_rows(parts)[inverse], positions[inverse]
 
 
-def metric_values(rows: EvalRows, logits: Float32Array) -> list[MetricValue]:
+def metric_values(rows: EvalRows, decoded: Any) -> list[MetricValue]:
     """Every metric of the task with its 95 % interval, the main metric first.
 
+    Args:
+        rows: the rows, all of which were run.
+        decoded: see `OutputKind.decode`; logits float32 [n_rows, C] of a classifier.
     Raises:
-        ShapeError: logits are not [n_rows, C], or C does not fit the labels.
+        ShapeError: what was decoded does not fit the rows or their labels.
     """
-    if logits.ndim != 2 or logits.shape[0] != rows.n_rows:
-        raise ShapeError(f"logits must be [{rows.n_rows}, labels], got {list(logits.shape)}")
-    if rows.kind == "classification" and int(rows.labels.max()) >= logits.shape[1]:
-        raise ShapeError(
-            f"{rows.task} {rows.split} has label {int(rows.labels.max())} but the model has only "
-            f"{logits.shape[1]} logits; verify it on the task that it was trained for"
-        )
-    values = rows.metrics(logits, rows.labels)
+    rows.reader.check(rows, decoded)
+    values = rows.metrics(decoded, rows.labels)
     if rows.main_metric not in values:
         raise UsageError(
             f"{rows.task} has no metric '{rows.main_metric}'; known: {', '.join(sorted(values))}"
@@ -171,6 +208,6 @@ def metric_values(rows: EvalRows, logits: Float32Array) -> list[MetricValue]:
     names = [rows.main_metric, *(name for name in values if name != rows.main_metric)]
     found = []
     for name in names:
-        low, high = rows.interval(name, logits, rows.labels)
+        low, high = rows.interval(name, decoded, rows.labels)
         found.append(MetricValue(name, float(values[name]), float(low), float(high)))
     return found

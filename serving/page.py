@@ -83,9 +83,9 @@ def _cards(report: Report) -> list[Card]:
     parity = next((item for item in report.parity if item.engine == report.main_engine), None)
     if parity is not None:
         detail = (
-            f"{parity.disagreements} of {parity.rows} rows differ"
+            f"{parity.disagreements} of {parity.rows} {report.data[0].item}s differ"
             if parity.disagreements
-            else (f"all {parity.rows} rows, largest logit difference {parity.max_abs:.1e}")
+            else (f"all {parity.rows} {report.data[0].item}s, largest logit difference {parity.max_abs:.1e}")
         )
         title = f"Agreement with {report.engine(parity.against).label}"
         cards.append(Card(title, f"{100 * parity.agreement:.2f}", "%", detail, ""))
@@ -191,6 +191,7 @@ def render_page(report: Report) -> str:
     labels: dict[str, Any] = {engine.name: engine.short_label for engine in report.engines}
     return page_template("report.html.j2").render(
         report=report,
+        noun=report.data[0].item,
         verdict=_VERDICTS[report.status],
         cards=_cards(report),
         plots=_plots(report),

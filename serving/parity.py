@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import ShapeError, UnsupportedModelError
+from qexport.serving.evaluate import EvalRows, Evaluated
+from qexport.serving.kinds.base import Agreement
+from qexport.serving.kinds.classification import CLASSIFICATION
 from qexport.serving.session import Batch, Float32Array, Session, read_json
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "LayerDifference",
     "LayerTrace",
     "Parity",
+    "compare_engines",
     "compare_layers",
     "compare_logits",
     "layer_outputs",
@@ -38,9 +42,9 @@ class Disagreement:
     """One row on which two engines predict differently."""
 
     row: int
-    """Row of the data file, counted from 0."""
+    """Row of the data file, counted from 0; of question answering the question."""
     ours: float
-    """Predicted class, or the predicted value of a regression."""
+    """Predicted class, or the predicted value of a regression; 0 where `ours_text` says it."""
     theirs: float
     """The same of the reference."""
     label: float | None
@@ -49,6 +53,12 @@ class Disagreement:
     """How sure the reference was: its best logit minus its second best; 0 for a regression."""
     text: str | None = None
     """The text, where the caller gave it."""
+    ours_text: str | None = None
+    """The prediction as a text, of kinds whose predictions are no numbers; "" is a refusal to answer."""
+    theirs_text: str | None = None
+    """The same of the reference."""
+    label_text: str | None = None
+    """What the data file says, where it is a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +139,6 @@ def _histogram(per_row: npt.NDArray[np.float64]) -> Histogram:
     )
 
 
-def _predictions(logits: Float32Array, kind: str) -> npt.NDArray[np.float64]:
-    return np.asarray(logits[:, 0] if kind == "regression" else logits.argmax(axis=-1), dtype=np.float64)
-
-
 def compare_logits(
     engine: str,
     ours: Float32Array,
@@ -141,30 +147,32 @@ def compare_logits(
     *,
     split: str = "",
     rows: npt.NDArray[np.int64] | None = None,
-    kind: Literal["classification", "regression"] = "classification",
-    tolerance: float = 0.05,
+    agreement: Agreement | None = None,
+    lengths: npt.NDArray[np.int64] | None = None,
     labels: npt.NDArray[Any] | None = None,
     texts: Sequence[str] | None = None,
+    label_texts: Sequence[str] | None = None,
     keep: int = 5,
 ) -> Parity:
     """Compare two sets of logits row by row.
 
     Args:
         engine: name of the engine that gave `ours`.
-        ours: float32 [m, C].
+        ours: float32 [m, ...], see `qexport.serving.kinds.OutputKind.join`; logits [m, C] of a classifier.
         against: name of the reference that gave `theirs`.
-        theirs: float32 [m, C], the same rows.
+        theirs: float32 [m, ...], the same rows.
         split: name of the split, for the report.
         rows: row of the data file of each, int64 [m]; None means 0..m-1.
-        kind: a regression agrees where predictions differ by at most `tolerance`.
-        tolerance: in the unit of the label; regression only.
-        labels: label of every row of the data file, indexed by `rows`.
-        texts: text of every row of the data file, indexed by `rows`.
+        agreement: who says the same, item by item; None compares the classes with the largest logits.
+        lengths: int64 [m], tokens of each row, where axis 1 is one of tokens; values beyond do not count.
+        labels: label of every item of the data file; None leaves it out.
+        texts: text of every item of the data file.
+        label_texts: what is right for every item, where that is a text.
         keep: how many disagreeing rows to list.
     Raises:
         ShapeError: the two differ in shape, or have no rows.
     """
-    if ours.shape != theirs.shape or ours.ndim != 2 or ours.shape[0] == 0:
+    if ours.shape != theirs.shape or ours.ndim < 2 or ours.shape[0] == 0:
         raise ShapeError(
             f"logits of {engine} and {against} must both be [rows, labels] of the same rows, got "
             f"{list(ours.shape)} and {list(theirs.shape)}"
@@ -173,34 +181,72 @@ def compare_logits(
     difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
     # A NaN on either side is a difference of infinity, never a match.
     difference = np.where(np.isfinite(ours) & np.isfinite(theirs), difference, np.inf)
-    per_row = difference.max(axis=-1)
-    a, b = _predictions(ours, kind), _predictions(theirs, kind)
-    same = (np.abs(a - b) <= tolerance) if kind == "regression" else (a == b)
-    same &= np.isfinite(per_row)
-    wrong = np.flatnonzero(~same)
+    per_row = difference.reshape(len(difference), -1).max(axis=-1)
+    worst = int(per_row.argmax())
+    found = agreement or CLASSIFICATION.agreement(None, ours, theirs, numbers)
+    wrong = np.flatnonzero(~found.same)
     listed = []
     for index in wrong[:keep]:
-        row = int(numbers[index])
-        ordered = np.sort(theirs[index].astype(np.float64))
-        margin = float(ordered[-1] - ordered[-2]) if kind == "classification" and len(ordered) > 1 else 0.0
-        label = None if labels is None else float(labels[row])
-        text = None if texts is None else texts[row]
-        listed.append(Disagreement(row, float(a[index]), float(b[index]), label, margin, text))
+        row = int(found.items[index])
+        listed.append(
+            Disagreement(
+                row, float(found.ours[index]), float(found.theirs[index]),
+                None if labels is None else float(labels[row]), float(found.margin[index]),
+                None if texts is None else texts[row],
+                None if found.ours_text is None else found.ours_text[index],
+                None if found.theirs_text is None else found.theirs_text[index],
+                None if label_texts is None else label_texts[row],
+            )
+        )  # fmt: skip
+    cells = difference.size if lengths is None else int(lengths.sum()) * difference[0, 0].size
     return Parity(
         engine=engine,
         against=against,
         split=split,
-        rows=len(numbers),
-        agreement=float(same.mean()),
+        rows=len(found.same),
+        agreement=float(found.same.mean()),
         disagreements=len(wrong),
         first_disagreements=listed,
         max_abs=float(per_row.max()),
-        mean_abs=float(difference.mean()),
+        mean_abs=float(difference.sum() / cells),
         p99_abs=float(np.quantile(per_row, 0.99, method="higher")),
-        worst_row=int(numbers[int(per_row.argmax())]),
+        worst_row=int(numbers[worst] if found.owners is None else found.owners[worst]),
         bit_identical=bool(np.array_equal(ours, theirs)),
         histogram=_histogram(per_row),
     )
+
+
+def compare_engines(rows: EvalRows, engine: str, ours: Evaluated, against: str, theirs: Evaluated) -> Parity:
+    """Compare two engines on the rows that the first one ran.
+
+    Args:
+        rows: the split.
+        engine, ours: name and outputs of the engine that is judged, for some rows or all.
+        against, theirs: those of the reference, for all rows.
+    Raises:
+        ShapeError: the two do not give the same things.
+    """
+    positions, mine, other = ours.positions, ours.joined, theirs.joined[ours.positions]
+    per_token = mine.ndim > 2
+    free = 2 if per_token else 1  # axes whose sizes may differ: rows, tokens
+    if mine.shape[free:] != other.shape[free:]:
+        raise ShapeError(
+            f"{against} has {other.shape[-1]} labels but {engine} has {mine.shape[-1]}; "
+            "compare models of one task"
+        )
+    if per_token:  # what ran a part of the rows may not have met the longest
+        width = min(mine.shape[1], other.shape[1])
+        mine, other = mine[:, :width], other[:, :width]
+    read = theirs.decoded
+    if len(positions) < rows.n_rows:
+        read = rows.reader.decode(rows.items, theirs.joined[positions], positions, theirs.settings)
+    return compare_logits(
+        engine, mine, against, other, split=rows.split, rows=positions,
+        agreement=rows.reader.agreement(rows, ours.decoded, read, positions),
+        lengths=rows.lengths[positions] if per_token else None,
+        labels=rows.labels if rows.labels.ndim == 1 and rows.items is None else None,
+        texts=rows.texts, label_texts=rows.label_texts,
+    )  # fmt: skip
 
 
 def layer_outputs(folder: Path) -> list[tuple[str, str]]:

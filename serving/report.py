@@ -102,15 +102,17 @@ class Rows:
     split: str
     """Name of the split."""
     kind: str
-    """"classification" or "regression"."""
+    """What the task asks for: "classification", "regression", "span" (question answering)."""
     rows: int
-    """Number of rows."""
+    """Number of rows; of question answering the questions."""
     main_metric: str
     """The metric that gates judge."""
     source: str
     """Where the rows came from."""
     fingerprint: str
     """sha256 of what was read."""
+    item: str = "row"
+    """What is counted as a row everywhere in the report: "row", "question"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import ShapeError, UnsupportedModelError, UsageError
+from qexport.serving.kinds import KNOWN_INPUTS, OutputKind, kind_of_graph
 from qexport.serving.native import SessionEngine, kernels_in
 
 if TYPE_CHECKING:
@@ -45,12 +46,6 @@ Batch = Mapping[str, npt.NDArray[Any]]
 """Feeds of one run: input_ids, attention_mask and, for some models, token_type_ids; int64 [B, S] each."""
 
 Float32Array = npt.NDArray[np.float32]
-
-KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""The inputs that an encoder exported for transformers, optimum or qexport may have, all int64 [B, S]."""
-
-OUTPUT = "logits"
-"""The output that every supported graph has: float32 [B, C]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +144,7 @@ class Session:
         batch_size: texts per run of `predict`.
     Raises:
         UnsupportedModelError: no such file, not an ONNX file, damaged, an operator this runtime lacks, or a
-            graph that is not a text classifier (inputs other than `KNOWN_INPUTS`, or no `logits` output);
+            graph of no known kind (inputs other than `KNOWN_INPUTS`, or the outputs of no kind);
             or kernels are required and the file has no operator for them.
         UsageError: `threads` or `batch_size` is below 1, or `isa` is given with kernels off.
         UnknownNameError: no such `kernels` mode or `isa`.
@@ -208,31 +203,19 @@ class Session:
         return session
 
     def _check_contract(self) -> None:
-        outputs = [node.name for node in self._session.get_outputs()]
-        foreign = [name for name in self.inputs if name not in KNOWN_INPUTS]
-        if foreign or "input_ids" not in self.inputs or OUTPUT not in outputs:
-            raise UnsupportedModelError(
-                f"{self.path} is not a text classifier: inputs must be among {', '.join(KNOWN_INPUTS)} and "
-                f"an output must be called {OUTPUT}, got inputs {list(self.inputs)} and outputs {outputs}; "
-                "export it with qexport to-onnx"
-            )
+        outputs = {node.name: node.shape for node in self._session.get_outputs()}
+        stated = read_json(self.folder / "qexport.json").get("kind")
+        self.kind: OutputKind = kind_of_graph(self.path, self.inputs, outputs, stated)
+        """What kind of model it is, by its outputs."""
         for node in self._session.get_inputs():
             if node.type != "tensor(int64)" or len(node.shape) != 2:
                 raise UnsupportedModelError(
                     f"{self.path}: input {node.name} must be int64 [batch, sequence], got {node.type} "
                     f"{node.shape}; export it with qexport to-onnx"
                 )
-        self.num_labels = self._num_labels()
+        last = outputs[self.kind.outputs[0]][-1]
+        self.num_labels = last if isinstance(last, int) else 0
         """Columns of the logits; 0 when the graph does not say."""
-
-    def _num_labels(self) -> int:
-        shape = next(node.shape for node in self._session.get_outputs() if node.name == OUTPUT)
-        if len(shape) != 2:
-            raise UnsupportedModelError(
-                f"{self.path}: output {OUTPUT} must be [batch, labels], got {shape}; "
-                "only sequence classification and regression are supported"
-            )
-        return shape[1] if isinstance(shape[1], int) else 0
 
     def _feeds(self, batch: Batch) -> dict[str, npt.NDArray[np.int64]]:
         if "input_ids" not in batch:
@@ -258,12 +241,13 @@ class Session:
         Args:
             batch: int64 [B, S] arrays. A missing attention_mask means all ones, token_type_ids all zeros.
         Returns:
-            logits, float32 [B, C], and the extra outputs, by name.
+            the outputs of the model's kind (logits, float32 [B, C], of a classifier) and the extra ones, by
+            name.
         Raises:
             ShapeError: no input_ids, or arrays of different shapes.
             UnsupportedModelError: the runtime failed on these inputs.
         """
-        names = [OUTPUT, *self._extra]
+        names = [*self.kind.outputs, *self._extra]
         try:
             values = self._session.run(names, self._feeds(batch))
         except runtime_errors() as error:
@@ -276,8 +260,19 @@ class Session:
         return dict(zip(names, values, strict=True))
 
     def logits(self, batch: Batch) -> Float32Array:
-        """Logits, float32 [B, C], of one batch; see `run`."""
-        return np.asarray(self.run(batch)[OUTPUT], dtype=np.float32)
+        """Logits, float32 [B, C], of one batch; see `run`.
+
+        Raises:
+            UnsupportedModelError: the model has no such output.
+        """
+        self._need("logits")
+        return np.asarray(self.run(batch)["logits"], dtype=np.float32)
+
+    def _need(self, output: str) -> None:
+        if output not in self.kind.outputs:
+            raise UnsupportedModelError(
+                f"{self.path} is a {self.kind.title} model and has no {output}; {self.kind.use}"
+            )
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def summary_table(report: Report) -> Table:
 def _parity_table(report: Report) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
     table.add_column("compared")
-    for name in ("rows", "agreement %", "largest diff", "mean diff", "first row that differs"):
+    noun = report.data[0].item
+    for name in (f"{noun}s", "agreement %", "largest diff", "mean diff", f"first {noun} that differs"):
         table.add_column(name, justify="right")
     for item in report.parity:
         first = str(item.first_disagreements[0].row) if item.first_disagreements else "none"

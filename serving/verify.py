@@ -23,13 +23,14 @@ import numpy.typing as npt
 from qexport.errors import ShapeError, UnsupportedModelError, UsageError
 from qexport.serving import baselines, facts
 from qexport.serving.config import VerifyConfig
-from qexport.serving.evaluate import EvalRows, Runner, evaluate, metric_values
+from qexport.serving.evaluate import EvalRows, Evaluated, Runner, evaluate, metric_values
 from qexport.serving.gates import Gate, at_least, at_most, drop_gate
+from qexport.serving.kinds import decoding_of
 from qexport.serving.latency import LatencyCell
 from qexport.serving.machine import environment
 from qexport.serving.matrix import columns
 from qexport.serving.paired import score_interval
-from qexport.serving.parity import LayerTrace, Parity, compare_layers, compare_logits
+from qexport.serving.parity import LayerTrace, Parity, compare_engines, compare_layers
 from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Report, Rows
 from qexport.serving.running import RunningTargets
 from qexport.serving.session import Batch, Float32Array, Session, model_file
@@ -50,6 +51,7 @@ class LayerReference:
 
 
 References = Mapping[str, Float32Array]
+Decoding = Mapping[str, Mapping[str, float]]
 
 
 def verify(
@@ -58,6 +60,7 @@ def verify(
     references: References | Sequence[References] = (),
     *,
     layers: LayerReference | None = None,
+    decoding: Decoding | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Measure one exported file and judge it.
@@ -65,14 +68,17 @@ def verify(
     Args:
         config: what to measure.
         data: the rows; several splits (MNLI) as a list, each judged by every gate on rows.
-        references: logits of PyTorch models, float32 [n_rows, C] in file order, one mapping per split. The
+        references: outputs of PyTorch models, float32 [n_rows, ...] in file order (logits [n_rows, C] of a
+            classifier, else see `OutputKind.join`), one mapping per split. The
             names "student" (what was exported) and "teacher" have a meaning for gates; others are reported.
         layers: LayerNorm outputs of PyTorch for one batch; None leaves the layer table out.
+        decoding: what the folders of the references say about reading their outputs, by name; a file's own is
+            in the qexport.json beside it.
         report: told one line per step.
     Returns:
         the report; gates are judged, not raised (`Report.raise_for_gates`).
     Raises:
-        UnsupportedModelError: a model or baseline that cannot be loaded or is not a text classifier.
+        UnsupportedModelError: a model or baseline that cannot be loaded or is of no known kind.
         ShapeError: a reference with the wrong number of rows or labels.
         UnknownNameError: no such target.
         EnvironmentProblem: no target can run here, found before any work; one of several that cannot is in
@@ -90,6 +96,7 @@ def verify(
         contextlib.closing(RunningTargets(choice, model_file(config.model), report)) as targets,
     ):
         run = _Run(config, splits, given, targets, choice.notes, Path(scratch), report)
+        run.decoding.update(decoding or {})
         return run.go(layers, begin)
 
 
@@ -117,7 +124,10 @@ class _Run:
         self.engines = [self._engine(mode) for mode in self.timed]
         if config.baseline is not None:
             self._add_baselines(config.baseline, scratch)
-        self.logits: list[dict[str, tuple[Float32Array, npt.NDArray[np.int64]]]] = [{} for _ in splits]
+        self.decoding: dict[str, Mapping[str, float]] = {}
+        """How the outputs of references are read, by name."""
+        self.found: list[dict[str, Evaluated]] = [{} for _ in splits]
+        """What each engine said, per split."""
 
     @property
     def modes(self) -> list[str]:
@@ -199,10 +209,11 @@ class _Run:
                     rows.task,
                     rows.split,
                     rows.kind,
-                    rows.n_rows,
+                    rows.n_items,
                     rows.main_metric,
                     rows.source,
                     rows.fingerprint,
+                    rows.reader.item,
                 )
                 for rows in self.splits
             ],
@@ -224,9 +235,9 @@ class _Run:
     def _check_references(self) -> None:
         for rows, named in zip(self.splits, self.references, strict=True):
             for name, logits in named.items():
-                if np.ndim(logits) != 2 or np.shape(logits)[0] != rows.n_rows:
+                if np.ndim(logits) < 2 or np.shape(logits)[0] != rows.n_rows:
                     raise ShapeError(
-                        f"logits of {name} must be [{rows.n_rows}, labels] for {rows.task} {rows.split}, got "
+                        f"logits of {name} must be [{rows.n_rows}, ...] for {rows.task} {rows.split}, got "
                         f"{list(np.shape(logits))}; compute them on the same rows"
                     )
         what = {"student": "PyTorch student", "teacher": "PyTorch teacher"}
@@ -240,21 +251,24 @@ class _Run:
                 if not self.targets.has(mode):
                     continue
                 if mode == self.main:
-                    self._evaluate(mode, self.runner, None)
+                    self._evaluate(mode, self.runner, None, self.file)
                     continue
                 limit = self.targets.row_limit(mode)
                 if self.config.target_rows is not None:
                     limit = self.config.target_rows
-                self._evaluate(mode, self.targets.open(mode, threads=threads), limit)
+                self._evaluate(mode, self.targets.open(mode, threads=threads), limit, self.file)
                 if mode not in self.timed:
                     self.engines.append(self._engine(mode))
         self._drop_lost()
         for name, file in self.baseline_files.items():
-            self._evaluate(name, Session(file, threads=threads), None)
+            origin = self.baseline_files["fp32"]  # what is made of it is read as it is
+            self._evaluate(name, Session(file, threads=threads), None, origin)
         for index, named in enumerate(self.references):
             every = np.arange(self.splits[index].n_rows, dtype=np.int64)
             for name, logits in named.items():
-                self.logits[index][name] = (np.asarray(logits, dtype=np.float32), every)
+                self._keep(
+                    index, name, np.asarray(logits, dtype=np.float32), every, self.decoding.get(name, {})
+                )
 
     def _drop_lost(self) -> None:
         """Forget engines without logits; the first target that has some takes the place of a lost main one.
@@ -262,12 +276,12 @@ class _Run:
         Raises:
             EnvironmentProblem, UnsupportedModelError: every target was lost; the first one's reason.
         """
-        ran = [mode for mode in self.targets.asked_modes if mode in self.logits[-1]]
+        ran = [mode for mode in self.targets.asked_modes if mode in self.found[-1]]
         if not ran:
             raise self.targets.first_error()
         modes = {*self.targets.asked_modes, *self.targets.modes} - set(ran)
         self.engines = [engine for engine in self.engines if engine.name not in modes]
-        for results in self.logits:
+        for results in self.found:
             for mode in modes:
                 results.pop(mode, None)
         if self.main not in ran:
@@ -276,11 +290,22 @@ class _Run:
             self.runner = self.targets.open(self.main, threads=self.config.threads[0])
             self.engines.sort(key=lambda engine: engine.name != self.main)
 
-    def _evaluate(self, name: str, runner: Runner, limit: int | None) -> None:
+    def _keep(
+        self, index: int, name: str, joined: Float32Array, positions: npt.NDArray[np.int64],
+        settings: Mapping[str, float],
+    ) -> None:  # fmt: skip
+        rows = self.splits[index]
+        decoded = rows.reader.decode(rows.items, joined, positions, settings)
+        self.found[index][name] = Evaluated(joined, positions, decoded, settings)
+
+    def _evaluate(self, name: str, runner: Runner, limit: int | None, file: Path) -> None:
+        """Run one engine on every split; `limit` rows of each, and `file` for how its outputs are read."""
+        settings = decoding_of(file.parent)
         for index, rows in enumerate(self.splits):
             begin = time.perf_counter()
-            self.logits[index][name] = evaluate(runner, rows, max_rows=limit)
-            done = len(self.logits[index][name][1])
+            joined, positions = evaluate(runner, rows, max_rows=limit)
+            self._keep(index, name, joined, positions, settings)
+            done = len(positions)
             seconds = time.perf_counter() - begin
             self.say(f"{name}: {done} rows of {rows.task} {rows.split} in {seconds:.1f} s")
             if done < rows.n_rows:
@@ -288,42 +313,43 @@ class _Run:
 
     def _accuracy(self) -> list[Accuracy]:
         found = []
-        for rows, results in zip(self.splits, self.logits, strict=True):
-            for name, (logits, positions) in results.items():
-                if len(positions) == rows.n_rows:
-                    found.append(Accuracy(name, rows.split, rows.n_rows, metric_values(rows, logits)))
+        for rows, results in zip(self.splits, self.found, strict=True):
+            for name, result in results.items():
+                if len(result.positions) == rows.n_rows:
+                    values = metric_values(rows, result.decoded)
+                    found.append(Accuracy(name, rows.split, rows.n_items, values))
         return found
 
     def _drops(self) -> list[Drop]:
         found = []
-        for rows, results in zip(self.splits, self.logits, strict=True):
+        for rows, results in zip(self.splits, self.found, strict=True):
             pairs = self._pairs(results)
             references = [against for ours, against in pairs if ours == self.main]
             pairs += [(mode, against) for mode in self.timed[1:] for against in references]
             for ours, against in pairs:
-                a, b = results[against][0], results[ours][0]
-                if len(a) != rows.n_rows or len(b) != rows.n_rows:
+                a, b = results[against], results[ours]
+                if len(a.positions) != rows.n_rows or len(b.positions) != rows.n_rows:
                     continue
-                found.append(self._drop(rows, ours, against, a, b))
+                found.append(self._drop(rows, ours, against, a.decoded, b.decoded))
         return found
 
-    def _drop(self, rows: EvalRows, ours: str, against: str, a: Float32Array, b: Float32Array) -> Drop:
-        """Loss of `ours` (logits b) against a reference (logits a).
+    def _drop(self, rows: EvalRows, ours: str, against: str, a: Any, b: Any) -> Drop:
+        """Loss of `ours` (decoded to b) against a reference (decoded to a).
 
         Accuracy has the score interval, which keeps its level when few rows differ; other metrics have the
         interval of the function that came with the rows.
         """
         metric = rows.main_metric
-        if metric == "accuracy":
+        if metric == "accuracy" and rows.kind == "classification":
             first, second = a.argmax(-1) == rows.labels, b.argmax(-1) == rows.labels
             worse, better = int((first & ~second).sum()), int((second & ~first).sum())
             shares = score_interval(worse, better, rows.n_rows)
             drop, low, high, method = shares.drop, shares.low, shares.high, "score interval (Tango 1998)"
         else:
             found = rows.paired_drop(metric, a, b, rows.labels)
-            drop, low, high, method = found.drop, found.low, found.high, "paired bootstrap"
+            drop, low, high, method = found.drop, found.low, found.high, rows.drop_method
         points, low, high = (100.0 * float(value) for value in (drop, low, high))
-        return Drop(ours, against, rows.split, metric, rows.n_rows, points, low, high, method)
+        return Drop(ours, against, rows.split, metric, rows.n_items, points, low, high, method)
 
     def _pairs(self, results: Mapping[str, Any]) -> list[tuple[str, str]]:
         """(engine, reference) pairs worth a comparison, the main engine's first."""
@@ -335,7 +361,7 @@ class _Run:
 
     def _parity(self) -> list[Parity]:
         found = []
-        for rows, results in zip(self.splits, self.logits, strict=True):
+        for rows, results in zip(self.splits, self.found, strict=True):
             pairs = self._pairs(results)
             every = [mode for mode in self.targets.asked_modes if mode in results]
             pairs += [(mode, "stock") for mode in every if mode != "stock" and "stock" in results]
@@ -345,21 +371,8 @@ class _Run:
                     pairs.append(pair)
             pairs.sort(key=lambda pair: pair[0] != self.main)
             for ours, against in pairs:
-                a, positions = results[ours]
-                b = results[against][0][positions] if len(results[against][0]) == rows.n_rows else None
-                if b is None or a.shape != b.shape:
-                    if b is not None:
-                        raise ShapeError(
-                            f"{against} has {b.shape[1]} labels but {ours} has {a.shape[1]}; "
-                            "compare models of one task"
-                        )
-                    continue
-                found.append(
-                    compare_logits(
-                        ours, a, against, b, split=rows.split, rows=positions, kind=rows.kind,
-                        tolerance=rows.agreement_tolerance, labels=rows.labels, texts=rows.texts,
-                    )
-                )  # fmt: skip
+                if len(results[against].positions) == rows.n_rows:
+                    found.append(compare_engines(rows, ours, results[ours], against, results[against]))
         return found
 
     def _invariance(self) -> Invariance | None:
@@ -370,7 +383,7 @@ class _Run:
     def _alone_and_batched(self, most: int = 16) -> Invariance:
         """Run a few rows alone, without padding, and compare with their logits inside the batches."""
         rows = self.splits[0]
-        batched, positions = self.logits[0][self.main]
+        batched, positions = self.found[0][self.main].joined, self.found[0][self.main].positions
         place = {int(row): index for index, row in enumerate(positions)}
         largest, identical, done = 0.0, True, 0
         for batch, start in zip(rows.batches, _starts(rows.batches), strict=True):
@@ -378,8 +391,8 @@ class _Run:
                 mask = np.asarray(batch.get("attention_mask", np.ones_like(batch["input_ids"])))[index]
                 length = max(1, int(np.flatnonzero(mask).max(initial=0)) + 1)
                 alone = {name: np.asarray(value)[index : index + 1, :length] for name, value in batch.items()}
-                single = np.asarray(self.runner.run(alone)["logits"], dtype=np.float32)[0]
-                inside = batched[place[int(rows.positions[start + index])]]
+                single = rows.reader.join(self.runner.run(alone), alone)[0]
+                inside = batched[place[int(rows.positions[start + index])]][: len(single)]
                 largest = max(largest, float(np.abs(single - inside).max()))
                 identical &= bool(np.array_equal(single, inside))
                 done += 1
@@ -404,7 +417,7 @@ class _Run:
                 gates.append(
                     drop_gate(
                         config.max_drop, _Fractions(drop) if drop else None, metric=rows.main_metric,
-                        against=drop.against if drop else "", split=rows.split, rows=rows.n_rows,
+                        against=drop.against if drop else "", split=rows.split, rows=rows.n_items,
                     )
                 )  # fmt: skip
             if config.min_agreement is not None:

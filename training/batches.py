@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from qexport.training.data import Encoded, pad
+from qexport.training.judge import Judge
+from qexport.training.kinds import Kind
 
 __all__ = ["Rows", "Shuffle", "collator", "predict_logits"]
 
@@ -23,10 +25,11 @@ class Rows(Dataset[dict[str, Any]]):
     Args:
         encoded: the rows.
         by_length: shortest first, so that evaluation batches carry little padding; else in their own order.
+        judge: what is right for these rows; None for rows that are not evaluated.
     """
 
-    def __init__(self, encoded: Encoded, *, by_length: bool = False) -> None:
-        self.encoded = encoded
+    def __init__(self, encoded: Encoded, *, by_length: bool = False, judge: Judge | None = None) -> None:
+        self.encoded, self.judge = encoded, judge
         self.order = np.argsort(encoded.lengths(), kind="stable") if by_length else np.arange(len(encoded))
 
     def __len__(self) -> int:
@@ -55,14 +58,15 @@ class Shuffle(Sampler[int]):
         return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.count).tolist())
 
 
-def collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+def collator(pad_id: int, kind: Kind) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
     """What turns items of `Rows` into a batch, padded to its longest row.
 
     Args:
         pad_id: id of the padding token.
+        kind: makes the labels.
     Returns:
         a function; its result holds int64 [B, S] input_ids, attention_mask and, where the tokenizer gives
-        them, token_type_ids, and labels int64 or float32 [B].
+        them, token_type_ids, and labels as `Kind.labels` gives them, such as int64 or float32 [B].
     """
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -70,7 +74,7 @@ def collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]
         indices = [row["index"] for row in rows]
         arrays = pad(encoded, indices, pad_id=pad_id)
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        batch["labels"] = torch.from_numpy(np.asarray(encoded.labels)[indices])
+        batch["labels"] = kind.labels(encoded, indices, batch["input_ids"].shape[1])
         return batch
 
     return collate

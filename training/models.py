@@ -11,10 +11,11 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qexport.errors import EnvironmentProblem, MissingPackageError, UnsupportedModelError
 from qexport.training.hf_quantizer import QexportQuantizer
+from qexport.training.kinds import Kind, get_kind, kind_of_config
 from qexport.training.student import ATTENTION_NAME, SUPPORTED_MODEL_TYPES
 
 __all__ = [
@@ -117,11 +118,13 @@ def load_config(name: str, **kwargs: Any) -> PreTrainedConfig:
     return config
 
 
-def load_encoder(name: str, **kwargs: Any) -> PreTrainedModel:
-    """A sequence classifier in training precision (float32), attention through the `qexport` function.
+def load_encoder(name: str, *, kind: Kind | None = None, **kwargs: Any) -> PreTrainedModel:
+    """A model with a head in training precision (float32), attention through the `qexport` function.
 
     Args:
         name: folder, hub id or "minilm".
+        kind: whose head it gets, a new one where the folder has another; default: the head that the folder
+            has, a sequence classifier's where it has none.
         kwargs: for AutoConfig, e.g. num_labels, id2label.
     Raises:
         UnsupportedModelError: not a supported encoder, or its files cannot be read.
@@ -130,9 +133,8 @@ def load_encoder(name: str, **kwargs: Any) -> PreTrainedModel:
     config = load_config(name, **kwargs)
     path = resolve_model(name)
     with _reading(name, path):
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, dtype="float32"
-        )
+        head = kind or kind_of_config(config) or get_kind("classification")
+        model: PreTrainedModel = head.auto_class.from_pretrained(path, config=config, dtype="float32")
     model.set_attn_implementation(ATTENTION_NAME)
     return model
 
@@ -167,7 +169,8 @@ def load(folder: str | Path) -> nn.Module:
     Args:
         folder: written by `qexport train`.
     Returns:
-        a transformers model; `model(input_ids=..., attention_mask=...).logits` is float32 [B, C].
+        a transformers model with the head that it was trained with; of a sequence classifier
+        `model(input_ids=..., attention_mask=...).logits` is float32 [B, C].
     Raises:
         UnsupportedModelError: no such folder, no weights in it, or not a supported encoder.
     """

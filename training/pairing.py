@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from qexport.errors import UsageError
 from qexport.training.config import TrainConfig
+from qexport.training.kinds import get_kind, kind_of_config
 from qexport.training.layer_map import LayerMap, uniform_map
 from qexport.training.models import is_student, load_encoder, resolve_model
 from qexport.training.quant_config import QuantConfig
@@ -43,26 +44,35 @@ def load_pair(
         UsageError: a start that is a quantised student, a teacher with other labels.
         UnsupportedModelError, EnvironmentProblem: see `load_encoder`.
     """
-    settings: dict[str, Any] = {"num_labels": task.num_labels}
-    if task.kind == "classification":
-        settings["id2label"] = dict(enumerate(task.labels))
-        settings["label2id"] = {name: index for index, name in enumerate(task.labels)}
+    kind = get_kind(task.kind)
+    settings = kind.settings(task)
     if is_student(resolve_model(source)):
         raise UsageError(f"{source} is a quantised student; start from a float model folder")
     teacher = None
     if losses.distils and config.teacher is not None:
-        teacher = load_encoder(config.teacher)
-        if teacher.config.num_labels != task.num_labels:
-            raise UsageError(
-                f"the teacher {config.teacher} has {teacher.config.num_labels} outputs, task {task.name} has "
-                f"{task.num_labels}; fine-tune a teacher on this task with --method fp32"
-            )
+        teacher = _teacher(config.teacher, task)
     if config.dropout is not None:
         for name in _DROPOUTS:
             settings[name] = config.dropout
-    model = load_encoder(source, **settings)
-    model.config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
+    model = load_encoder(source, kind=kind, **settings)
     return model, teacher
+
+
+def _teacher(name: str, task: Task) -> PreTrainedModel:
+    """A teacher with the head of the task's kind.
+
+    Raises:
+        UsageError: another head, or one for another task.
+    """
+    kind = get_kind(task.kind)
+    teacher = load_encoder(name)
+    found = kind_of_config(teacher.config)
+    problem = kind.misfit(teacher.config, task)
+    if found is not None and found.architecture != kind.architecture:
+        problem = f"is a {found.model}, task {task.name} needs a {kind.model}"
+    if problem:
+        raise UsageError(f"the teacher {name} {problem}; fine-tune a teacher on this task with --method fp32")
+    return teacher
 
 
 def layers_to_compare(model: PreTrainedModel, teacher: PreTrainedModel, losses: Losses) -> LayerMap | None:

@@ -1,9 +1,9 @@
-"""What PyTorch says: logits and LayerNorm outputs of a trained folder, for parity checks of an export."""
+"""What PyTorch says: outputs and LayerNorm outputs of a trained folder, for parity checks of an export."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from qexport.training.kinds import get_kind, kind_of_config
 from qexport.training.models import load
 
 __all__ = ["TorchReference"]
@@ -33,19 +34,22 @@ class TorchReference:
         if threads:
             torch.set_num_threads(threads)
         self._model = load(folder)
+        self._kind = kind_of_config(self._model.config) or get_kind("classification")
         self._accepted = set(inspect.signature(self._model.forward).parameters)
 
     def _feeds(self, batch: Batch) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(value) for name, value in batch.items() if name in self._accepted}
 
     @torch.inference_mode()
-    def logits(self, batches: Sequence[Batch]) -> npt.NDArray[np.float32]:
-        """Logits of all rows, float32 [n, C], batch after batch.
+    def run(self, batch: Batch) -> dict[str, npt.NDArray[np.float32]]:
+        """The outputs of one batch by the names that an ONNX file gives them, float32.
 
         Args:
-            batches: int64 [B, S] input_ids, attention_mask and, where the model has them, token_type_ids.
+            batch: int64 [B, S] input_ids, attention_mask and, where the model has them, token_type_ids.
         """
-        return np.concatenate([self._model(**self._feeds(batch)).logits.float().numpy() for batch in batches])
+        feeds = self._feeds(batch)
+        found = self._kind.read(self._model(**feeds), feeds)
+        return {name: value.float().numpy() for name, value in found.items()}
 
     @torch.inference_mode()
     def layer_norms(self, batch: Batch) -> dict[str, npt.NDArray[np.float32]]:

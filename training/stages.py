@@ -25,6 +25,7 @@ from qexport.errors import UsageError
 from qexport.training.batches import Rows
 from qexport.training.config import TrainConfig
 from qexport.training.data import Encoded
+from qexport.training.kinds import get_kind
 from qexport.training.models import load_encoder
 from qexport.training.pairing import layers_to_compare, load_pair
 from qexport.training.projection import attach_projection
@@ -247,8 +248,7 @@ def _half_width(material: Material, model: PreTrainedModel) -> PreTrainedModel:
 
 def _order(material: Material, model: PreTrainedModel) -> None:
     """Put heads and neurons in order of importance, on training rows drawn with the run's seed."""
-    regression = material.task.kind == "regression"
-    reorder(model, unit_importance(model, material.sample(), regression=regression))
+    reorder(model, unit_importance(model, material.sample(), kind=get_kind(material.task.kind)))
 
 
 def _smaller(material: Material, model: PreTrainedModel) -> PreTrainedModel:

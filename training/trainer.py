@@ -39,14 +39,16 @@ from qexport.training.calibration import calibrate
 from qexport.training.callbacks import Curvature, Lines, StopOnSignal, Thresholds
 from qexport.training.config import TrainConfig
 from qexport.training.data import Encoded, TaskData, encode, load_task_data, load_tokenizer, pad_token_id
-from qexport.training.distill import attention_loss, hidden_loss, label_loss, logits_loss
+from qexport.training.distill import attention_loss, hidden_loss
+from qexport.training.judge import judge_of
+from qexport.training.kinds import Kind, Named, get_kind
 from qexport.training.layer_map import LayerMap
-from qexport.training.metrics import compute_metrics
 from qexport.training.models import PACKAGED_MODEL, load_config, resolve_model
 from qexport.training.pairing import layers_to_compare, longest_sequence, quantization_of, teacher_labels
 from qexport.training.projection import drop_projection, projection_of
 from qexport.training.recipes import Recipe, get_recipe
 from qexport.training.recipes.base import LearnedSteps, Losses, Stage
+from qexport.training.rows import Split
 from qexport.training.run_folder import (
     CHECKPOINTS,
     TRAIN_REPORT,
@@ -117,6 +119,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
     room = min(longest_sequence(load_config(name)) for name in readers)
     max_length = min(config.max_length or task.max_length, room)
     pad_id = pad_token_id(tokenizer_folder)
+    kind = get_kind(task.kind)
     run = _Run(
         config=config,
         recipe=recipe,
@@ -124,7 +127,11 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
         steps=steps,
         data=data,
         rows=encode(data.train, tokenizer, max_length),
-        evals={name: encode(split, tokenizer, max_length) for name, split in data.evals.items()},
+        kind=kind,
+        evals={
+            name: _judged(task, split, encode(split, tokenizer, max_length))
+            for name, split in data.evals.items()
+        },
         pad_id=pad_id,
         stop=StopOnSignal(),
         say=say,
@@ -135,7 +142,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
         source=source,
         task=task,
         rows=run.rows,
-        collate=collator(pad_id),
+        collate=collator(pad_id, kind),
         size=size,
         finished={},
     )
@@ -162,7 +169,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
             material = dataclasses.replace(material, finished={**material.finished, stage.name: folder.model})
     metrics = {}
     for name, rows in run.evals.items():
-        scores = reported_metrics(trainer.evaluate(Rows(rows, by_length=True)), task)
+        scores = reported_metrics(trainer.evaluate(rows), task)
         metrics.update({f"{name}/{key}": value for key, value in scores.items()})
     seconds = time.monotonic() - started
     if trainer.is_world_process_zero():
@@ -193,7 +200,8 @@ class _Run:
     steps: LearnedSteps | None
     data: TaskData
     rows: Encoded
-    evals: Mapping[str, Encoded]
+    kind: Kind
+    evals: Mapping[str, Rows]
     pad_id: int
     stop: StopOnSignal
     say: Callable[[str], None]
@@ -240,6 +248,11 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
     return trainer
 
 
+def _judged(task: Task, split: Split, encoded: Encoded) -> Rows:
+    """Evaluation rows, shortest first, with what judges them."""
+    return Rows(encoded, by_length=True, judge=judge_of(task, split, encoded))
+
+
 def _record(trainer: Trainer, stage: Stage, data: TaskData) -> dict[str, Any]:
     """What the report says about a stage."""
     return {
@@ -261,15 +274,17 @@ class Distiller(Trainer):
         model: PreTrainedModel,
         teacher: PreTrainedModel | None,
         losses: Losses,
-        task: Task,
+        kind: Kind,
         temperature: float,
         steps: LearnedSteps | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, *args, **kwargs)
         self.student = model
+        self.compute_metrics = self._metrics
         self.steps = steps
-        self.teacher, self.losses, self.task, self.temperature = teacher, losses, task, temperature
+        self.teacher, self.losses, self.kind, self.temperature = teacher, losses, kind, temperature
+        self._evaluated: Rows | None = None
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, accumulation divides it
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -287,35 +302,35 @@ class Distiller(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The weighted sum; in evaluation only the label loss."""
-        regression = self.task.kind == "regression"
         features = {name: value for name, value in inputs.items() if name != "labels"}
         labels = inputs["labels"]
         if not model.training:
-            outputs = model(**features)
-            loss = label_loss(outputs.logits, labels, regression=regression)
-            return (loss, {"logits": outputs.logits}) if return_outputs else loss
+            named = self.kind.read(model(**features), features)
+            loss = self.kind.label_loss(named, labels)
+            return (loss, {"joined": self.kind.join(named)}) if return_outputs else loss
         inner = {
             "output_hidden_states": self.losses.hidden > 0,
             "output_attentions": self.losses.attention > 0,
         }
         outputs = model(**features, **inner)
+        named = self.kind.read(outputs, features)
         terms: dict[str, Tensor] = {}
         if self.losses.distils:
             if self.teacher is None:
                 raise UsageError("distillation needs --teacher")
             with torch.no_grad():
                 target = self.teacher(**features, **inner)
-            terms = self._distillation(outputs, target)
+            terms = self._distillation(outputs, target, named, features)
         if self.losses.label > 0:
-            terms["label"] = self.losses.label * label_loss(outputs.logits, labels, regression=regression)
+            terms["label"] = self.losses.label * self.kind.label_loss(named, labels)
         for name, term in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(term.detach())
         self._count += 1
         loss = torch.stack(list(terms.values())).sum()
         return (loss, outputs) if return_outputs else loss
 
-    def _distillation(self, student: Any, teacher: Any) -> dict[str, Tensor]:
-        """The weighted terms between two model outputs."""
+    def _distillation(self, student: Any, teacher: Any, named: Named, features: Named) -> dict[str, Tensor]:
+        """The weighted terms between two model outputs; `named` are the student's by name."""
         weights, layers = self.losses, self.layers
         terms: dict[str, Tensor] = {}
         if weights.hidden > 0 and layers is not None:
@@ -327,13 +342,25 @@ class Distiller(Trainer):
             scores = [teacher.attentions[index] for index in layers.attentions]
             terms["attention"] = weights.attention * attention_loss(student.attentions, scores)
         if weights.logits > 0:
-            terms["logits"] = weights.logits * logits_loss(
-                student.logits,
-                teacher.logits,
-                temperature=self.temperature,
-                regression=self.task.kind == "regression",
+            target = self.kind.read(teacher, features)
+            terms["logits"] = weights.logits * self.kind.logits_loss(
+                named, target, features=features, temperature=self.temperature
             )
         return terms
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' loop; the metrics are those of the rows it runs over."""
+        self._evaluated = dataloader.dataset
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The metrics of the evaluation rows, whose outputs come in the order of the batches."""
+        rows = self._evaluated
+        assert rows is not None and rows.judge is not None
+        found = np.asarray(prediction.predictions, dtype=np.float32)
+        joined = np.empty_like(found)
+        joined[rows.order] = found
+        return rows.judge.score(joined, {})
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """transformers' AdamW; learned steps have learning rates of their own."""
@@ -385,24 +412,20 @@ def _trainer(
     split = next(iter(evals))
     selected_by = f"{'eval_' if len(evals) == 1 else f'eval_{split}_'}{task.main_metric}"
 
-    def metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return compute_metrics(task, np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
-
     callbacks: list[TrainerCallback] = [Curvature(model), Thresholds(model), run.stop]
     if config.early_stopping and stage.selects:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping))
-    eval_rows: Any = {name: Rows(rows, by_length=True) for name, rows in evals.items()}
+    eval_rows: Any = dict(evals)
     return Distiller(
         model=model,
         args=_arguments(config, run.recipe, stage, folder, len(run.rows), selected_by),
-        data_collator=collator(run.pad_id),
+        data_collator=collator(run.pad_id, run.kind),
         train_dataset=Rows(run.rows),
         eval_dataset=eval_rows if len(evals) > 1 else eval_rows[split],
-        compute_metrics=metrics,
         callbacks=callbacks,
         teacher=teacher,
         losses=stage.losses,
-        task=task,
+        kind=run.kind,
         temperature=config.temperature,
         steps=run.steps,
     )

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from qexport.errors import UnsupportedModelError
+from qexport.training.kinds import Kind, get_kind
 
 __all__ = ["Importance", "Layer", "cut_width", "encoder_layers", "layer_sizes", "reorder", "unit_importance"]
 
@@ -100,7 +100,7 @@ def layer_sizes(model: nn.Module) -> tuple[int, int]:
 
 
 def unit_importance(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, regression: bool = False
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, kind: Kind | None = None
 ) -> list[Importance]:
     """Importance of heads and neurons, layer by layer, summed over batches.
 
@@ -109,9 +109,10 @@ def unit_importance(
 
     Args:
         model: fine-tuned, float32; its gradients are gone afterwards.
-        batches: what the model takes, and labels int64 or float32 [B].
-        regression: the loss is the squared error, else the cross-entropy.
+        batches: what the model takes, and labels as `Kind.labels` gives them.
+        kind: whose label loss it is; default: classification.
     """
+    head = kind or get_kind("classification")
     layers = encoder_layers(model)
     wanted = {
         parameter for layer in layers for module in (layer.output, layer.up, layer.down)
@@ -127,13 +128,7 @@ def unit_importance(
     try:
         for batch in batches:
             features = {name: value for name, value in batch.items() if name != "labels"}
-            logits = model(**features).logits
-            labels = batch["labels"]
-            loss = (
-                functional.mse_loss(logits.squeeze(-1), labels.float())
-                if regression
-                else functional.cross_entropy(logits, labels)
-            )
+            loss = head.label_loss(head.read(model(**features), features), batch["labels"])
             torch.autograd.backward(loss)
             for layer, total in zip(layers, totals, strict=True):
                 columns = _change(layer.output.weight).sum(0)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import UnsupportedModelError
-from qexport.serving.session import KNOWN_INPUTS, Batch, model_file
+from qexport.serving.kinds import kind_of_graph
+from qexport.serving.session import Batch, model_file, read_json
 from qexport.serving.targets.local import LocalTarget
 from qexport.serving.targets.protocol import Clock
 
@@ -39,27 +40,31 @@ class ReferenceRunner:
                 f"ONNX's reference evaluator cannot load {self.path} ({error})"
             ) from error
         self.inputs: tuple[str, ...] = tuple(self._evaluator.input_names)
-        foreign = [name for name in self.inputs if name not in KNOWN_INPUTS]
-        if foreign or "logits" not in self._evaluator.output_names:
-            raise UnsupportedModelError(
-                f"{self.path} is not a text classifier: inputs {list(self.inputs)}, outputs "
-                f"{list(self._evaluator.output_names)}; export it with qexport to-onnx"
-            )
+        shapes = dict(
+            zip(self._evaluator.output_names, map(_shape, self._evaluator.output_types), strict=True)
+        )
+        stated = read_json(self.path.parent / "qexport.json").get("kind")
+        self.kind = kind_of_graph(self.path, self.inputs, shapes, stated)
 
     def run(self, batch: Batch) -> dict[str, npt.NDArray[Any]]:
-        """Logits, float32 [B, C], of one batch."""
+        """The outputs of the model's kind for one batch, by name."""
         ids = np.asarray(batch["input_ids"], dtype=np.int64)
         feeds = {}
         for name in self.inputs:
             missing = np.ones_like(ids) if name == "attention_mask" else np.zeros_like(ids)
             feeds[name] = np.asarray(batch.get(name, missing), dtype=np.int64)
         try:
-            (logits,) = self._evaluator.run(["logits"], feeds)
+            values = self._evaluator.run(list(self.kind.outputs), feeds)
         except Exception as error:  # an operator implementation may raise anything
             raise UnsupportedModelError(
                 f"ONNX's reference evaluator failed on {self.path} ({type(error).__name__}: {error})"
             ) from error
-        return {"logits": np.asarray(logits)}
+        return {name: np.asarray(value) for name, value in zip(self.kind.outputs, values, strict=True)}
+
+
+def _shape(value_type: Any) -> list[Any]:
+    """Sizes and names of the axes of an output."""
+    return [axis.dim_param or axis.dim_value for axis in value_type.tensor_type.shape.dim]
 
 
 class ReferenceTarget(LocalTarget):

@@ -408,7 +408,7 @@ def test_a_foreign_file_is_refused_before_any_work(make_folder: MakeFolder, tmp_
     with pytest.raises(UnsupportedModelError, match="does not exist"):
         measure.check_model(config(tmp_path / "absent", tmp_path))
     foreign = make_folder("foreign", inputs=("input_ids", "attention_mask", "speaker"))
-    with pytest.raises(UnsupportedModelError, match="not a text classifier"):
+    with pytest.raises(UnsupportedModelError, match="not an encoder"):
         measure.check_model(config(foreign, tmp_path))
 
 

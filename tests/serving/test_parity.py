@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qexport.errors import ShapeError, UnsupportedModelError
+from qexport.serving.kinds.classification import REGRESSION
 from qexport.serving.parity import compare_layers, compare_logits, layer_outputs
 from qexport.serving.session import Session
 
@@ -57,7 +58,8 @@ def test_nan_is_a_disagreement_and_an_infinite_difference() -> None:
 def test_regression_agrees_within_the_tolerance() -> None:
     theirs = np.array([[1.0], [2.0], [3.0]], np.float32)
     ours = theirs + np.array([[0.0], [0.04], [0.2]], np.float32)
-    found = compare_logits("a", ours, "b", theirs, kind="regression", tolerance=0.05)
+    agreement = REGRESSION.agreement(None, ours, theirs, np.arange(3))
+    found = compare_logits("a", ours, "b", theirs, agreement=agreement)
     assert [row.row for row in found.first_disagreements] == [2]
 
 

@@ -125,7 +125,7 @@ def test_open_refuses_what_is_not_a_classifier(tmp_path: Path) -> None:
     graph = helper.make_graph([helper.make_node("Relu", ["pixels"], ["boxes"])], "detector", [x], [y])
     path = tmp_path / "detector.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
-    with pytest.raises(UnsupportedModelError, match=r"not a text classifier.*pixels.*boxes") as caught:
+    with pytest.raises(UnsupportedModelError, match=r"not an encoder.*pixels.*boxes") as caught:
         Session(path)
     assert caught.value.exit_code == 5
 

@@ -80,7 +80,7 @@ def test_the_reference_refuses_damaged_and_foreign_files(tmp_path: Path, make_fo
     graph = helper.make_graph([helper.make_node("Relu", ["pixels"], ["boxes"])], "detector", [x], [y])
     path = tmp_path / "detector.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
-    with pytest.raises(UnsupportedModelError, match="not a text classifier"):
+    with pytest.raises(UnsupportedModelError, match="not an encoder"):
         reference.open(path, mode="reference", threads=1)
 
 

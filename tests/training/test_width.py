@@ -11,6 +11,7 @@ from tiny_models import tiny_model
 from torch import nn
 
 from qexport.errors import UnsupportedModelError
+from qexport.training.kinds import get_kind
 from qexport.training.width import Importance, cut_width, layer_sizes, reorder, unit_importance
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra")
@@ -104,7 +105,7 @@ def test_importance_is_the_derivative_by_a_mask(regression: bool) -> None:
                 value = nn.functional.cross_entropy(logits, sample["labels"])
             return float(value)
 
-    found = unit_importance(model, [sample], regression=regression)
+    found = unit_importance(model, [sample], kind=get_kind("regression" if regression else "classification"))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     output = model.get_submodule("bert.encoder.layer.1.attention.output.dense").weight
     down = model.get_submodule("bert.encoder.layer.0.output.dense").weight

@@ -1,0 +1,86 @@
+"""Judge: what the rows of one split count as right, for any engine that was run on them; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from qexport.serving.kinds import get_kind
+from qexport.training import metrics
+from qexport.training.data import Encoded
+from qexport.training.rows import Split
+from qexport.training.tasks import Task
+
+__all__ = ["Judge", "Judged", "judge_of"]
+
+
+class Judged(Protocol):
+    """A paired drop, see `qexport.training.metrics.PairedDrop`."""
+
+    @property
+    def drop(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """The metric functions of one split's rows; "decoded" is what `OutputKind.decode` gives."""
+
+    kind: str
+    """See `Task.kind`."""
+    labels: npt.NDArray[Any]
+    """[n, ...], what is right for each row; handed to every function below."""
+    items: Any
+    """What the kind reads outputs with; None where a row speaks for itself."""
+    texts: Sequence[str]
+    """Text of each item, for people."""
+    label_texts: Sequence[str] | None = None
+    """What is right for each item, where that is a text."""
+    metrics: Callable[[Any, Any], dict[str, float]]
+    """(decoded, labels) -> metric -> fraction, in the task's order."""
+    interval: Callable[[str, Any, Any], tuple[float, float]]
+    """(metric, decoded, labels) -> 95 % interval."""
+    paired_drop: Callable[[str, Any, Any, Any], Judged]
+    """(metric, decoded_a, decoded_b, labels) -> metric(a) - metric(b)."""
+    drop_method: str = "paired bootstrap"
+    """How `paired_drop` finds its interval."""
+
+    def score(self, joined: npt.NDArray[np.float32], settings: Mapping[str, float]) -> dict[str, float]:
+        """Every metric of outputs for all rows.
+
+        Args:
+            joined: float32 [n, ...] in the order of the split, see `OutputKind.join`.
+            settings: how they are decoded, see `OutputKind.decode`.
+        """
+        every = np.arange(len(joined), dtype=np.int64)
+        decoded = get_kind(self.kind).decode(self.items, joined, every, settings)
+        return self.metrics(decoded, self.labels)
+
+
+def judge_of(task: Task, split: Split, encoded: Encoded) -> Judge:
+    """The judge of a split.
+
+    Args:
+        task: its kind and metrics.
+        split: the rows.
+        encoded: what `encode` made of them.
+    """
+    return Judge(
+        kind=task.kind, labels=encoded.labels, items=None, texts=_shown(split),
+        metrics=partial(metrics.compute_metrics, task), interval=partial(metrics.interval, task),
+        paired_drop=partial(metrics.paired_drop, task),
+    )  # fmt: skip
+
+
+def _shown(split: Split) -> Sequence[str]:
+    if split.pairs is None:
+        return split.texts
+    return [f"{text} | {pair}" for text, pair in zip(split.texts, split.pairs, strict=True)]
