@@ -23,11 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import ShapeError, UnsupportedModelError, UsageError
-from qexport.serving.kinds import KNOWN_INPUTS, OutputKind, kind_of_graph
+from qexport.serving.kinds import KNOWN_INPUTS, OutputKind, decoding_of, kind_of_graph
 from qexport.serving.native import SessionEngine, kernels_in
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from qexport.serving.kinds.span import Answer
 
 __all__ = [
     "KNOWN_INPUTS",
@@ -265,13 +267,13 @@ class Session:
         Raises:
             UnsupportedModelError: the model has no such output.
         """
-        self._need("logits")
+        self._need("logits" in self.kind.outputs, "logits")
         return np.asarray(self.run(batch)["logits"], dtype=np.float32)
 
-    def _need(self, output: str) -> None:
-        if output not in self.kind.outputs:
+    def _need(self, fits: bool, what: str) -> None:
+        if not fits:
             raise UnsupportedModelError(
-                f"{self.path} is a {self.kind.title} model and has no {output}; {self.kind.use}"
+                f"{self.path} is a {self.kind.title} model and gives no {what}; {self.kind.use}"
             )
 
     @cached_property
@@ -352,6 +354,27 @@ class Session:
             types[index, : len(row.ids)] = row.type_ids
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
+    @cached_property
+    def decoding(self) -> dict[str, float]:
+        """How outputs are read, from qexport.json; read once."""
+        return decoding_of(self.folder)
+
+    def answer(self, question: str, context: str) -> Answer:
+        """Find the answer to a question in a text, of a question answering model.
+
+        Args:
+            question: one question.
+            context: the text; longer than the model's window it is read in parts.
+        Raises:
+            DataError: a question or context without text.
+            UsageError: a question that leaves no room for its context.
+            UnsupportedModelError: another kind of model, or the folder has no tokenizer.json.
+        """
+        self._need(self.kind.name == "span", "answers to questions")
+        from qexport.serving.kinds import span
+
+        return span.answer(self, question, context)
+
     def predict(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int | None = None
     ) -> list[Prediction]:
@@ -368,6 +391,7 @@ class Session:
         """
         if isinstance(texts, str):
             raise UsageError(f"texts must be a list, got the one text {texts[:40]!r}; write [text]")
+        self._need(self.kind.name in ("classification", "regression"), "labels of whole texts")
         step = self.batch_size if batch_size is None else batch_size
         if step < 1:
             raise UsageError(f"batch_size must be at least 1, got {step}")

@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
-import logging
-import os
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from qexport.atomic import atomic_write_bytes
-from qexport.errors import DataError, DiskFullError, UnsupportedModelError, UsageError
+from qexport.errors import DataError, UnsupportedModelError, UsageError
+from qexport.training.encoded import Encoded, encode_texts, pad
 from qexport.training.rows import (
     FileColumns,
     Row,
@@ -34,6 +29,8 @@ from qexport.training.rows import (
     read_rows,
 )
 from qexport.training.sources import from_glue_folder, from_hub, from_package, package_available
+from qexport.training.spans import SpanSplit, encode_spans
+from qexport.training.squad import is_squad_file, span_sources
 from qexport.training.tasks import Task, custom_task, get_task
 
 __all__ = [
@@ -48,11 +45,6 @@ __all__ = [
     "pad_token_id",
 ]
 
-_LOG = logging.getLogger(__name__)
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class TaskData:
@@ -62,6 +54,8 @@ class TaskData:
     """The registered task, or the one made from the user's files."""
     train: Split | None
     """Training rows; None when they were not asked for."""
+    tuning: Split | None = field(default=None, kw_only=True)
+    """Training rows that are not trained on: by them a threshold is chosen; None where the task has none."""
     evals: dict[str, Split]
     """Evaluation rows by split name, in the task's order."""
     source: str
@@ -190,6 +184,7 @@ def load_task_data(
     regression: bool = False,
     need_train: bool = True,
     labels: Sequence[str] | None = None,
+    eval_articles: float | None = None,
     train_samples: int | None = None,
     eval_samples: int | None = None,
     seed: int = 42,
@@ -209,6 +204,7 @@ def load_task_data(
         need_train: read the training rows too.
         labels: class names in id order, such as those of a model to be evaluated; default: those of the
             task, or the sorted set of those in the (training) file. Label ids follow this order.
+        eval_articles: question answering on one file of one's own: evaluate on this part of its articles.
         train_samples, eval_samples: keep this many random rows of a split, drawn with `seed`.
         seed: of the sampling only.
     Raises:
@@ -217,7 +213,21 @@ def load_task_data(
         DataError: a file or value that cannot be; names file and line.
         MissingPackageError, EnvironmentProblem: the hub is needed and `datasets` or the network is missing.
     """
-    if train_file is not None or eval_file is not None:
+    train: Split | None
+    evals: dict[str, Split]
+    tuning: Split | None = None
+    given = get_task(task_name) if task_name is not None else None
+    own = is_squad_file(train_file) or is_squad_file(eval_file)
+    if eval_articles is not None and not (own or (given is not None and given.kind == "span")):
+        raise UsageError("--eval-articles is for question answering files in SQuAD's layout; leave it out")
+    if own if given is None else given.kind == "span":
+        found = span_sources(
+            given, data_dir=data_dir, train_file=train_file, eval_file=eval_file,
+            eval_articles=eval_articles, need_train=need_train,
+        )  # fmt: skip
+        task, tuning, source = found.task, found.tuning, found.source
+        train, evals = found.train, dict(found.evals)
+    elif train_file is not None or eval_file is not None:
         task, train, evals, source = _from_files(
             task_name,
             train_file,
@@ -256,160 +266,26 @@ def load_task_data(
     if train is not None:
         train = _sample(train, train_samples, seed, "--train-samples")
     evals = {name: _sample(split, eval_samples, seed, "--eval-samples") for name, split in evals.items()}
-    parts = [*([train] if train is not None else []), *evals.values()]
+    parts = [part for part in (train, tuning) if part is not None] + list(evals.values())
     content = "".join(f"{part.name} {part.digest}\n" for part in parts)
-    return TaskData(task, train, evals, source, hashlib.sha256(content.encode()).hexdigest())
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of a split, unpadded."""
-
-    input_ids: list[Int32]
-    """int32 [length] of each row."""
-    token_type_ids: list[Int32] | None
-    """int32 [length] of each row; None where the tokenizer gives both texts of a pair the type 0."""
-    labels: npt.NDArray[Any]
-    """As in the split."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def lengths(self) -> Int64:
-        """Tokens of each row, int64 [n]."""
-        return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
-
-
-_CACHE_FORMAT = "qexport-encoded-1"
-_ENCODE_ROWS = 4096
-
-
-def _cache_folder() -> Path:
-    named = os.environ.get("QEXPORT_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "qexport"
-
-
-def _cache_read(path: Path, labels: npt.NDArray[Any]) -> Encoded | None:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            ends, ids = stored["ends"], stored["input_ids"]
-            types = stored.get("token_type_ids")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        _LOG.warning("cached token ids %s cannot be read (%s); encoding again", path, error)
-        return None
-    if len(ends) != len(labels) or (len(ends) and ends[-1] != len(ids)):
-        _LOG.warning("cached token ids %s do not fit the rows; encoding again", path)
-        return None
-    return Encoded(_cut(ids, ends), None if types is None else _cut(types, ends), labels)
-
-
-def _cut(flat: Int32, ends: Int64) -> list[Int32]:
-    return np.split(flat, ends[:-1]) if len(ends) else []
-
-
-def _cache_write(path: Path, encoded: Encoded) -> None:
-    arrays = {"ends": np.cumsum(encoded.lengths()), "input_ids": np.concatenate(encoded.input_ids)}
-    if encoded.token_type_ids is not None:
-        arrays["token_type_ids"] = np.concatenate(encoded.token_type_ids)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    try:
-        atomic_write_bytes(path, buffer.getvalue())
-    except (DiskFullError, UsageError) as error:
-        _LOG.warning("token ids are not cached: %s", error)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return TaskData(task, train, evals, source, digest, tuning=tuning)
 
 
 def encode(split: Split, tokenizer: Tokenizer, max_length: int, cache_dir: Path | None = None) -> Encoded:
-    """Turn texts into token ids, special tokens included, longest-first truncation.
+    """Turn rows into token ids, special tokens included: texts cut to the length, questions into windows.
 
     Args:
         split: the rows.
         tokenizer: is not changed; its own truncation and padding are not used.
-        max_length: tokens kept of a sentence or pair.
-        cache_dir: where results are kept for the next run; default $QEXPORT_CACHE, else ~/.cache/qexport.
-            A cache that cannot be written or read is a logged warning, not an error.
+        max_length: tokens kept of a text or pair, or of a window.
+        cache_dir: see `encode_texts`.
     Raises:
         UsageError: `max_length` leaves no room for a token beside the special ones.
     """
-    special = tokenizer.num_special_tokens_to_add(split.pairs is not None)
-    texts = 1 if split.pairs is None else 2
-    if max_length < special + texts:
-        raise UsageError(
-            f"the maximum length must be at least {special + texts} tokens, {special} of them special, "
-            f"got {max_length}; raise --max-length"
-        )
-    own = Tokenizer.from_str(tokenizer.to_str())
-    own.no_padding()
-    own.enable_truncation(max_length, strategy="longest_first")
-    key = hashlib.sha256("\n".join((_CACHE_FORMAT, split.digest, own.to_str())).encode()).hexdigest()
-    path = (_cache_folder() if cache_dir is None else cache_dir) / "encoded" / f"{key}.npz"
-    cached = _cache_read(path, split.labels)
-    if cached is not None:
-        return cached
-
-    ids: list[Int32] = []
-    types: list[Int32] | None = [] if 1 in own.encode("a", "b").type_ids else None
-    for start in range(0, len(split), _ENCODE_ROWS):
-        rows = slice(start, start + _ENCODE_ROWS)
-        batch: list[Any] = (
-            split.texts[rows]
-            if split.pairs is None
-            else list(zip(split.texts[rows], split.pairs[rows], strict=True))
-        )
-        for one in own.encode_batch(batch):
-            ids.append(np.array(one.ids, dtype=np.int32))
-            if types is not None:
-                types.append(np.array(one.type_ids, dtype=np.int32))
-    encoded = Encoded(ids, types, split.labels)
-    if ids:
-        _cache_write(path, encoded)
-    return encoded
-
-
-def pad(
-    encoded: Encoded,
-    indices: Sequence[int] | Int64,
-    *,
-    pad_id: int,
-    pad_to: int | None = None,
-    pad_token_type_id: int = 0,
-) -> dict[str, Int64]:
-    """Make a batch, padded on the right to its longest row.
-
-    Args:
-        encoded: the rows.
-        indices: which rows, in order; at least one.
-        pad_id: see `pad_token_id`.
-        pad_to: pad to this length instead; at least that of the longest row.
-    Returns:
-        int64 [b, t] arrays input_ids, attention_mask and, where `encoded` has them, token_type_ids.
-    Raises:
-        UsageError: no indices, or `pad_to` is shorter than a row.
-    """
-    rows = [encoded.input_ids[index] for index in indices]
-    if not rows:
-        raise UsageError("a batch needs at least one row, got none; pass the indices of its rows")
-    lengths = np.array([len(row) for row in rows])
-    longest = int(lengths.max())
-    width = longest if pad_to is None else pad_to
-    if width < longest:
-        raise UsageError(
-            f"pad_to must be at least {longest}, the tokens of the batch's longest row, got {width}; raise it"
-        )
-    kept = np.arange(width) < lengths[:, None]
-
-    def fill(parts: list[Int32], value: int) -> Int64:
-        out = np.full((len(rows), width), value, dtype=np.int64)
-        out[kept] = np.concatenate(parts)
-        return out
-
-    batch = {"input_ids": fill(rows, pad_id), "attention_mask": kept.astype(np.int64)}
-    if encoded.token_type_ids is not None:
-        types = encoded.token_type_ids
-        batch["token_type_ids"] = fill([types[index] for index in indices], pad_token_type_id)
-    return batch
+    if isinstance(split, SpanSplit):
+        return encode_spans(split, tokenizer, max_length, judged=split.name != "train")
+    return encode_texts(split, tokenizer, max_length, cache_dir)
 
 
 TOKENIZER_FILES = (

@@ -14,6 +14,8 @@ from qexport.serving.kinds import get_kind
 from qexport.training import metrics
 from qexport.training.data import Encoded
 from qexport.training.rows import Split
+from qexport.training.span_metrics import SpanScores, best_threshold
+from qexport.training.spans import EncodedSpans, SpanSplit
 from qexport.training.tasks import Task
 
 __all__ = ["Judge", "Judged", "judge_of"]
@@ -53,6 +55,13 @@ class Judge:
     drop_method: str = "paired bootstrap"
     """How `paired_drop` finds its interval."""
 
+    tune: Callable[[Any], Mapping[str, float]] | None = None
+    """What chooses settings by held-out training rows: (decoded without settings) -> settings."""
+
+    def tuned(self, joined: npt.NDArray[np.float32]) -> Mapping[str, float]:
+        """The settings that these rows choose; {} for a kind without settings."""
+        return {} if self.tune is None else self.tune(self._decoded(joined, {}))
+
     def score(self, joined: npt.NDArray[np.float32], settings: Mapping[str, float]) -> dict[str, float]:
         """Every metric of outputs for all rows.
 
@@ -60,9 +69,11 @@ class Judge:
             joined: float32 [n, ...] in the order of the split, see `OutputKind.join`.
             settings: how they are decoded, see `OutputKind.decode`.
         """
+        return self.metrics(self._decoded(joined, settings), self.labels)
+
+    def _decoded(self, joined: npt.NDArray[np.float32], settings: Mapping[str, float]) -> Any:
         every = np.arange(len(joined), dtype=np.int64)
-        decoded = get_kind(self.kind).decode(self.items, joined, every, settings)
-        return self.metrics(decoded, self.labels)
+        return get_kind(self.kind).decode(self.items, joined, every, settings)
 
 
 def judge_of(task: Task, split: Split, encoded: Encoded) -> Judge:
@@ -73,6 +84,16 @@ def judge_of(task: Task, split: Split, encoded: Encoded) -> Judge:
         split: the rows.
         encoded: what `encode` made of them.
     """
+    if isinstance(split, SpanSplit):
+        assert isinstance(encoded, EncodedSpans)
+        scores = SpanScores(task, split)
+        rights = [" / ".join(dict.fromkeys(right for right, _ in found)) for found in split.answers]
+        return Judge(
+            kind=task.kind, labels=encoded.labels, items=encoded.questions, texts=split.texts,
+            label_texts=rights, metrics=scores.metrics, interval=scores.interval,
+            paired_drop=scores.paired_drop, drop_method=scores.drop_method,
+            tune=partial(best_threshold, scores) if split.may_be_empty else None,
+        )  # fmt: skip
     return Judge(
         kind=task.kind, labels=encoded.labels, items=None, texts=_shown(split),
         metrics=partial(metrics.compute_metrics, task), interval=partial(metrics.interval, task),

@@ -18,7 +18,16 @@ import numpy.typing as npt
 from qexport.errors import ShapeError, UnknownNameError, UsageError, ValueRangeError
 from qexport.training.tasks import Task
 
-__all__ = ["METRICS", "PairedDrop", "compute_metrics", "interval", "paired_drop", "predictions"]
+__all__ = [
+    "METRICS",
+    "PairedDrop",
+    "check_resampling",
+    "compute_metrics",
+    "interval",
+    "paired_drop",
+    "predictions",
+    "row_counts",
+]
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -220,7 +229,7 @@ def _wilson(value: float, n: int, level: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _row_counts(n: int, resamples: int, generator: np.random.Generator) -> Iterator[Float64]:
+def row_counts(n: int, resamples: int, generator: np.random.Generator) -> Iterator[Float64]:
     """Yield float64 [r, n] blocks of how often each row is drawn; r sums to `resamples`."""
     step = max(1, _CHUNK_CELLS // n)
     for start in range(0, resamples, step):
@@ -243,7 +252,7 @@ def _bootstrap(
     if task.kind == "regression":
         blocks = [
             np.stack([_CORRELATION[metric](counts, predicted, labels) for predicted in models])
-            for counts in _row_counts(n, resamples, generator)
+            for counts in row_counts(n, resamples, generator)
         ]
         return np.concatenate(blocks, axis=1)
     # Rows with the same label and the same predictions are interchangeable: draw how many of each kind.
@@ -257,7 +266,8 @@ def _bootstrap(
     return np.stack(values)
 
 
-def _check_resampling(level: float, resamples: int) -> None:
+def check_resampling(level: float, resamples: int) -> None:
+    """Refuse a level outside 0..1 and fewer than 100 resamples, with a UsageError."""
     if not 0 < level < 1:
         raise UsageError(f"the confidence level must be between 0 and 1, got {level}; use 0.95")
     if resamples < 100:
@@ -292,7 +302,7 @@ def interval(
         ShapeError, ValueRangeError: see `compute_metrics`.
     """
     _check_metric(task, metric)
-    _check_resampling(level, resamples)
+    check_resampling(level, resamples)
     predicted = predictions(task, logits)
     truth = _labels(task, labels, len(predicted))
     if metric == "accuracy":
@@ -363,7 +373,7 @@ def paired_drop(
         ShapeError: the two have different numbers of rows; see also `interval`.
     """
     _check_metric(task, metric)
-    _check_resampling(level, resamples)
+    check_resampling(level, resamples)
     a, b = predictions(task, logits_a), predictions(task, logits_b)
     if len(a) != len(b):
         raise ShapeError(

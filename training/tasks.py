@@ -1,8 +1,9 @@
 """Task: what a data set asks of a model: its columns, labels, metrics and maximum length.
 
 Label names and their order are those of `nyu-mll/glue` on the Hugging Face hub, so that the `id2label` of a
-student agrees with other fine-tuned checkpoints. Metrics are GLUE's own (Wang et al. 2019, table 1);
-`main_metric` and `max_length` follow the training scripts of TernaryBERT, BinaryBERT and BiT.
+student agrees with other fine-tuned checkpoints. Metrics are GLUE's own (Wang et al. 2019, table 1) and
+SQuAD's (Rajpurkar et al. 2016, 2018); `main_metric` and `max_length` follow the training scripts of
+TernaryBERT, BinaryBERT and BiT.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ __all__ = ["TASKS", "Task", "custom_task", "fold_name", "get_task"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A sentence or sentence-pair task."""
+    """A task on texts, on pairs of texts, or on questions about a text."""
 
     name: str
     """Registered name such as "sst2", or the one given to `custom_task`."""
-    kind: Literal["classification", "regression"]
-    """Classes, or one real number."""
+    kind: Literal["classification", "regression", "span"]
+    """Classes, one real number, or the place of an answer in a text; see `qexport.training.kinds`."""
     labels: tuple[str, ...]
-    """Class names in id order; empty for regression."""
+    """Class names in id order; empty where there are no classes."""
     columns: tuple[str] | tuple[str, str]
     """Text column(s), as the hub (or the user's file) names them."""
     metrics: tuple[str, ...]
@@ -56,8 +57,8 @@ class Task:
 
     @property
     def num_labels(self) -> int:
-        """Width of the logits: the number of classes, 1 for regression."""
-        return len(self.labels) if self.kind == "classification" else 1
+        """Width of the logits: the number of classes, 1 for regression, 2 (first, last token) for a span."""
+        return {"classification": len(self.labels), "regression": 1, "span": 2}[self.kind]
 
 
 def _glue(
@@ -92,6 +93,13 @@ def _glue(
     )
 
 
+def _squad(name: str, hub_id: str, metrics: tuple[str, ...]) -> Task:
+    return Task(
+        name=name, kind="span", labels=(), columns=("question", "context"), metrics=metrics,
+        main_metric="f1", max_length=384, hub_id=hub_id, label_column="answers",
+    )  # fmt: skip
+
+
 _PAIR = ("sentence1", "sentence2")
 _NLI = ("entailment", "not_entailment")
 
@@ -122,6 +130,11 @@ _ALL = (
         name="rotten_tomatoes", kind="classification", labels=("negative", "positive"), columns=("text",),
         metrics=("accuracy",), main_metric="accuracy", max_length=64,
         hub_id="cornell-movie-review-data/rotten_tomatoes", hub_labels=("neg", "pos"),
+    ),
+    _squad("squad", "rajpurkar/squad", ("f1", "exact_match")),
+    _squad(
+        "squad_v2", "rajpurkar/squad_v2",
+        ("f1", "exact_match", "has_ans_f1", "has_ans_exact", "no_ans_exact"),
     ),
 )  # fmt: skip
 

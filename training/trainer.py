@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -370,6 +371,10 @@ class Distiller(Trainer):
             student: Any = self.model if model is None else model
             set_step_rates(optimizer, student, self.steps)
         return optimizer
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """In order: evaluation rows are sorted by length already, and metrics go by their order."""
+        return SequentialSampler(eval_dataset)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy == "random":

@@ -28,6 +28,7 @@ KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _KINDS = {
     "classification": "classification:CLASSIFICATION",
     "regression": "classification:REGRESSION",
+    "span": "span:SPAN",
 }
 """Name -> module and object; of kinds with the same outputs the first stands for a file that does not say."""
 

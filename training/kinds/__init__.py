@@ -7,10 +7,11 @@ from typing import Any
 from qexport.errors import UnknownNameError
 from qexport.training.kinds.base import Kind, Named
 from qexport.training.kinds.classification import CLASSIFICATION, REGRESSION
+from qexport.training.kinds.span import SPAN
 
 __all__ = ["KINDS", "Kind", "Named", "get_kind", "kind_of_config"]
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLASSIFICATION, REGRESSION)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLASSIFICATION, REGRESSION, SPAN)}
 """Every kind by name."""
 
 
