@@ -284,8 +284,9 @@ def _description(source: Path, model: PreTrainedModel) -> dict[str, Any]:
         "model_type": model.config.model_type,
         "task": trained.get("task"),
         "kind": trained.get("kind", _kind(model).name),
-        "labels": trained.get("labels") or labels,
+        "labels": trained.get("labels", labels),
         "max_length": trained.get("max_length"),
+        "decoding": trained.get("decoding"),
         "metrics": trained.get("metrics"),
         "main_metric": trained.get("main_metric"),
         "teacher": trained.get("teacher"),
@@ -296,7 +297,7 @@ def _description(source: Path, model: PreTrainedModel) -> dict[str, Any]:
 
 def _metadata(description: dict[str, Any]) -> dict[str, str]:
     """The short part of the description that travels inside the file."""
-    keys = ("method", "bits", "task", "kind", "labels", "max_length", "metrics")
+    keys = ("method", "bits", "task", "kind", "labels", "max_length", "decoding", "metrics")
     found = {key: description[key] for key in keys if description[key] is not None}
     if description["quantization"]:
         found["activations"] = description["quantization"]["activations"]

@@ -51,9 +51,9 @@ class VerificationConfig:
     """Folder for report.json and report.html; default: report, inside the model's folder."""
 
     data_dir: Path | None = None
-    """Folder with GLUE's own TSV files."""
+    """Folder with GLUE's own TSV files or SQuAD's own JSON files."""
     eval_file: Path | None = None
-    """Own evaluation file: CSV, TSV or JSONL."""
+    """Own evaluation file: CSV, TSV or JSONL, or JSON in SQuAD's layout."""
     text_column: str | None = None
     """Column with the (first) text of the own file."""
     text_pair_column: str | None = None
@@ -62,6 +62,8 @@ class VerificationConfig:
     """Column with the label of the own file."""
     regression: bool = False
     """Labels of the own file are numbers to predict, not classes."""
+    eval_articles: float | None = None
+    """Question answering: only the articles of --eval that qexport train --eval-articles held out."""
     eval_samples: int | None = None
     """Use a random part of the evaluation rows; default: all of them."""
     max_length: int | None = None
@@ -139,6 +141,7 @@ def verify_folder(
     data = _rows(config, session)
     sizes = ", ".join(f"{name} {len(split.texts)}" for name, split in data.evals.items())
     say(f"data: {sizes} ({data.source})")
+    _check_kind(data, session)
     found = _find_references(config, session, say)
     eval_rows = [_eval_rows(config, data, split, session) for split in data.evals.values()]
     references: list[dict[str, npt.NDArray[np.float32]]] = [{} for _ in eval_rows]
@@ -159,6 +162,7 @@ def verify_folder(
             eval_rows,
             references,
             layers=layers,
+            decoding={name: _decoding(folder) for name, folder in vars(found).items() if folder},
             report=say,
         )
     report.write(config.report_folder)
@@ -181,8 +185,32 @@ def _rows(config: VerificationConfig, session: Session) -> TaskData:
         task, data_dir=config.data_dir, eval_file=config.eval_file, text_column=config.text_column,
         text_pair_column=config.text_pair_column, label_column=config.label_column,
         regression=config.regression, labels=labels, need_train=False,
-        eval_samples=config.eval_samples, seed=config.seed,
+        eval_articles=config.eval_articles, eval_samples=config.eval_samples, seed=config.seed,
     )  # fmt: skip
+
+
+def _check_kind(data: TaskData, session: Session) -> None:
+    """Refuse a model of another kind than the task.
+
+    Raises:
+        UsageError: it is one.
+    """
+    from qexport.serving.kinds import get_kind
+
+    wanted = get_kind(data.task.kind)
+    if wanted.outputs != session.kind.outputs:
+        raise UsageError(
+            f"{session.folder} is a {session.kind.title} model and {data.task.name} a {wanted.title} task; "
+            "name the task that it was trained for"
+        )
+
+
+def _decoding(folder: str) -> dict[str, float]:
+    """How the outputs of a trained folder are read, from its training report."""
+    from qexport.serving.session import read_json
+
+    stated = read_json(Path(folder) / "qexport_train.json").get("decoding") or {}
+    return {str(name): float(value) for name, value in stated.items()}
 
 
 def _find_references(config: VerificationConfig, session: Session, say: Callable[[str], None]) -> _References:

@@ -69,11 +69,11 @@ class TrainConfig:
     """tinybert: attention heads of its layers; default: 12."""
 
     data_dir: Path | None = None
-    """Folder with GLUE's own TSV files."""
+    """Folder with GLUE's own TSV files or SQuAD's own JSON files."""
     train_file: Path | None = None
-    """Own training file: CSV, TSV or JSONL; needs --eval too."""
+    """Own training file: CSV, TSV or JSONL, or JSON in SQuAD's layout; needs --eval too."""
     eval_file: Path | None = None
-    """Own evaluation file: CSV, TSV or JSONL."""
+    """Own evaluation file: CSV, TSV or JSONL, or JSON in SQuAD's layout."""
     text_column: str | None = None
     """Column with the (first) text of the own files; default: a usual name such as text or sentence."""
     text_pair_column: str | None = None
@@ -82,6 +82,9 @@ class TrainConfig:
     """Column with the label of the own files; default: label."""
     regression: bool = False
     """Labels of the own files are numbers to predict, not classes."""
+    eval_articles: float | None = None
+    """Question answering without --eval: evaluate on this part of the articles of --data, such as 0.1, and
+    train on the others."""
     train_samples: int | None = None
     """Keep only so many training rows, drawn at random with --seed; default: all."""
     eval_samples: int | None = None
@@ -111,7 +114,7 @@ class TrainConfig:
     weight_decay: float | None = None
     """Decoupled weight decay of matrices and embeddings; biases and LayerNorm have none; default: 0.01."""
     max_length: int | None = None
-    """Longest sequence in tokens; default: the task's, 64 or 128. A model with fewer positions lowers it."""
+    """Longest sequence in tokens; default: the task's, 64 to 384. A model with fewer positions lowers it."""
     dropout: float | None = None
     """Dropout of hidden states and attention; default: the model's own."""
     seed: int = 42

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.serving.kinds import get_kind
+from qexport.serving.kinds.span import NULL_THRESHOLD
 from qexport.training import metrics
 from qexport.training.data import Encoded
 from qexport.training.rows import Split
@@ -56,11 +58,13 @@ class Judge:
     """How `paired_drop` finds its interval."""
 
     tune: Callable[[Any], Mapping[str, float]] | None = None
-    """What chooses settings by held-out training rows: (decoded without settings) -> settings."""
+    """What chooses settings by held-out training rows: (what was decoded with `untuned`) -> settings."""
+    untuned: Mapping[str, float] = field(default_factory=dict)
+    """Settings under which nothing is refused."""
 
     def tuned(self, joined: npt.NDArray[np.float32]) -> Mapping[str, float]:
         """The settings that these rows choose; {} for a kind without settings."""
-        return {} if self.tune is None else self.tune(self._decoded(joined, {}))
+        return {} if self.tune is None else self.tune(self._decoded(joined, self.untuned))
 
     def score(self, joined: npt.NDArray[np.float32], settings: Mapping[str, float]) -> dict[str, float]:
         """Every metric of outputs for all rows.
@@ -93,6 +97,7 @@ def judge_of(task: Task, split: Split, encoded: Encoded) -> Judge:
             label_texts=rights, metrics=scores.metrics, interval=scores.interval,
             paired_drop=scores.paired_drop, drop_method=scores.drop_method,
             tune=partial(best_threshold, scores) if split.may_be_empty else None,
+            untuned={NULL_THRESHOLD: math.inf},
         )  # fmt: skip
     return Judge(
         kind=task.kind, labels=encoded.labels, items=None, texts=_shown(split),

@@ -116,6 +116,7 @@ def finish(
     tokenizer_folder: Path,
     stages: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, float],
+    decoding: Mapping[str, float],
     max_length: int,
     seconds: float,
 ) -> None:
@@ -130,6 +131,7 @@ def finish(
         tokenizer_folder: where the tokenizer's files are copied from.
         stages: what was recorded of each stage, the last included; empty for a method of one training.
         metrics: of the best checkpoint, keys "<split>/<metric>".
+        decoding: how its outputs are decoded, {} where there is nothing to choose.
         max_length: tokens kept of a sentence or pair.
         seconds: wall clock of this call.
     """
@@ -142,6 +144,8 @@ def finish(
         if (tokenizer_folder / name).is_file():
             shutil.copyfile(tokenizer_folder / name, part / name)
     report = _report(config, trainer, quant, losses, data, metrics, max_length, seconds)
+    if decoding:
+        report["decoding"] = dict(decoding)
     if stages:
         report["stages"] = list(stages)
     (output / TRAIN_REPORT).unlink(missing_ok=True)

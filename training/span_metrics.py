@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +96,7 @@ class SpanScores:
             clusters, self.cluster = np.arange(len(split)), np.arange(len(split))
         self.n_clusters = len(clusters)
         drawn = "questions" if self.n_clusters == len(split) else "articles"
+        self._kept: deque[tuple[Sequence[str], _Scored]] = deque(maxlen=8)
         self.drop_method = f"paired bootstrap of {self.n_clusters:,} {drawn}"
 
     def _right(self, texts: list[str]) -> list[str]:
@@ -104,12 +105,17 @@ class SpanScores:
         return kept or [""]
 
     def scored(self, texts: Sequence[str]) -> _Scored:
-        """Scores of one answer to each question, in the order of the split."""
+        """Scores of one answer to each question, in the order of the split; the last few are kept."""
+        for known, found in self._kept:
+            if known is texts:
+                return found
         pairs = list(zip(texts, self.right, strict=True))
-        return _Scored(
+        found = _Scored(
             np.array([exact_match(said, right) for said, right in pairs]),
             np.array([f1_score(said, right, empty_matches=self.may_be_empty) for said, right in pairs]),
         )
+        self._kept.append((texts, found))
+        return found
 
     def _column(self, metric: str, scored: _Scored) -> tuple[Float64, npt.NDArray[np.bool_]]:
         """What a metric is the mean of, and over which questions."""

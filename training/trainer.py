@@ -17,13 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
-    EvalPrediction,
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
@@ -35,20 +31,19 @@ from transformers import (
 
 from qexport.atomic import disk_errors
 from qexport.errors import Interrupted, MissingPackageError, UsageError
-from qexport.training.batches import Rows, Shuffle, collator, predict_logits
+from qexport.training.batches import Rows, collator, predict_logits
 from qexport.training.calibration import calibrate
 from qexport.training.callbacks import Curvature, Lines, StopOnSignal, Thresholds
 from qexport.training.config import TrainConfig
 from qexport.training.data import Encoded, TaskData, encode, load_task_data, load_tokenizer, pad_token_id
-from qexport.training.distill import attention_loss, hidden_loss
+from qexport.training.distiller import Distiller
 from qexport.training.judge import judge_of
-from qexport.training.kinds import Kind, Named, get_kind
-from qexport.training.layer_map import LayerMap
+from qexport.training.kinds import Kind, get_kind
 from qexport.training.models import PACKAGED_MODEL, load_config, resolve_model
-from qexport.training.pairing import layers_to_compare, longest_sequence, quantization_of, teacher_labels
-from qexport.training.projection import drop_projection, projection_of
+from qexport.training.pairing import longest_sequence, quantization_of, teacher_labels
+from qexport.training.projection import drop_projection
 from qexport.training.recipes import Recipe, get_recipe
-from qexport.training.recipes.base import LearnedSteps, Losses, Stage
+from qexport.training.recipes.base import LearnedSteps, Stage
 from qexport.training.rows import Split
 from qexport.training.run_folder import (
     CHECKPOINTS,
@@ -61,7 +56,6 @@ from qexport.training.run_folder import (
     reported_metrics,
 )
 from qexport.training.stages import FIRST_QUANTISED, Material, StageFolder, build_pair, plan_stages
-from qexport.training.step_rates import set_step_rates
 from qexport.training.tasks import Task
 
 __all__ = ["TRAIN_REPORT", "TrainResult", "predict_logits", "train"]
@@ -121,6 +115,12 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
     max_length = min(config.max_length or task.max_length, room)
     pad_id = pad_token_id(tokenizer_folder)
     kind = get_kind(task.kind)
+
+    def judged(task: Task, split: Split) -> Rows:
+        """Evaluation rows, shortest first, with what judges them."""
+        encoded = encode(split, tokenizer, max_length)
+        return Rows(encoded, by_length=True, judge=judge_of(task, split, encoded))
+
     run = _Run(
         config=config,
         recipe=recipe,
@@ -129,10 +129,8 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
         data=data,
         rows=encode(data.train, tokenizer, max_length),
         kind=kind,
-        evals={
-            name: _judged(task, split, encode(split, tokenizer, max_length))
-            for name, split in data.evals.items()
-        },
+        evals={name: judged(task, split) for name, split in data.evals.items()},
+        tuning=None if data.tuning is None else judged(task, data.tuning),
         pad_id=pad_id,
         stop=StopOnSignal(),
         say=say,
@@ -184,6 +182,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
                 tokenizer_folder=tokenizer_folder,
                 stages=records if len(plan) > 1 else (),
                 metrics=metrics,
+                decoding=trainer.decoding,
                 max_length=max_length,
                 seconds=seconds,
             )
@@ -203,6 +202,7 @@ class _Run:
     rows: Encoded
     kind: Kind
     evals: Mapping[str, Rows]
+    tuning: Rows | None
     pad_id: int
     stop: StopOnSignal
     say: Callable[[str], None]
@@ -249,11 +249,6 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
     return trainer
 
 
-def _judged(task: Task, split: Split, encoded: Encoded) -> Rows:
-    """Evaluation rows, shortest first, with what judges them."""
-    return Rows(encoded, by_length=True, judge=judge_of(task, split, encoded))
-
-
 def _record(trainer: Trainer, stage: Stage, data: TaskData) -> dict[str, Any]:
     """What the report says about a stage."""
     return {
@@ -266,133 +261,6 @@ def _record(trainer: Trainer, stage: Stage, data: TaskData) -> dict[str, Any]:
     }
 
 
-class Distiller(Trainer):
-    """Trainer with the weighted sum of the four losses; the teacher runs once per batch without gradient."""
-
-    def __init__(
-        self,
-        *args: Any,
-        model: PreTrainedModel,
-        teacher: PreTrainedModel | None,
-        losses: Losses,
-        kind: Kind,
-        temperature: float,
-        steps: LearnedSteps | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(model, *args, **kwargs)
-        self.student = model
-        self.compute_metrics = self._metrics
-        self.steps = steps
-        self.teacher, self.losses, self.kind, self.temperature = teacher, losses, kind, temperature
-        self._evaluated: Rows | None = None
-        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, accumulation divides it
-        self._sums: dict[str, float] = {}
-        self._count = 0
-        self.layers: LayerMap | None = None
-        if teacher is not None:
-            frozen: nn.Module = teacher
-            frozen.requires_grad_(False).eval().to(self.args.device)
-            self.layers = layers_to_compare(model, teacher, losses)
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """The weighted sum; in evaluation only the label loss."""
-        features = {name: value for name, value in inputs.items() if name != "labels"}
-        labels = inputs["labels"]
-        if not model.training:
-            named = self.kind.read(model(**features), features)
-            loss = self.kind.label_loss(named, labels)
-            return (loss, {"joined": self.kind.join(named)}) if return_outputs else loss
-        inner = {
-            "output_hidden_states": self.losses.hidden > 0,
-            "output_attentions": self.losses.attention > 0,
-        }
-        outputs = model(**features, **inner)
-        named = self.kind.read(outputs, features)
-        terms: dict[str, Tensor] = {}
-        if self.losses.distils:
-            if self.teacher is None:
-                raise UsageError("distillation needs --teacher")
-            with torch.no_grad():
-                target = self.teacher(**features, **inner)
-            terms = self._distillation(outputs, target, named, features)
-        if self.losses.label > 0:
-            terms["label"] = self.losses.label * self.kind.label_loss(named, labels)
-        for name, term in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(term.detach())
-        self._count += 1
-        loss = torch.stack(list(terms.values())).sum()
-        return (loss, outputs) if return_outputs else loss
-
-    def _distillation(self, student: Any, teacher: Any, named: Named, features: Named) -> dict[str, Tensor]:
-        """The weighted terms between two model outputs; `named` are the student's by name."""
-        weights, layers = self.losses, self.layers
-        terms: dict[str, Tensor] = {}
-        if weights.hidden > 0 and layers is not None:
-            projection = projection_of(self.student)
-            states = student.hidden_states if projection is None else map(projection, student.hidden_states)
-            targets = [teacher.hidden_states[index] for index in layers.states]
-            terms["hidden"] = weights.hidden * hidden_loss(list(states), targets)
-        if weights.attention > 0 and layers is not None:
-            scores = [teacher.attentions[index] for index in layers.attentions]
-            terms["attention"] = weights.attention * attention_loss(student.attentions, scores)
-        if weights.logits > 0:
-            target = self.kind.read(teacher, features)
-            terms["logits"] = weights.logits * self.kind.logits_loss(
-                named, target, features=features, temperature=self.temperature
-            )
-        return terms
-
-    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """transformers' loop; the metrics are those of the rows it runs over."""
-        self._evaluated = dataloader.dataset
-        return super().evaluation_loop(dataloader, *args, **kwargs)
-
-    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The metrics of the evaluation rows, whose outputs come in the order of the batches."""
-        rows = self._evaluated
-        assert rows is not None and rows.judge is not None
-        found = np.asarray(prediction.predictions, dtype=np.float32)
-        joined = np.empty_like(found)
-        joined[rows.order] = found
-        return rows.judge.score(joined, {})
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """transformers' AdamW; learned steps have learning rates of their own."""
-        fresh = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if fresh and self.steps is not None:
-            student: Any = self.model if model is None else model
-            set_step_rates(optimizer, student, self.steps)
-        return optimizer
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """In order: evaluation rows are sorted by length already, and metrics go by their order."""
-        return SequentialSampler(eval_dataset)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.args.train_sampling_strategy == "random":
-            rows: Any = train_dataset or self.train_dataset
-            return Shuffle(len(rows), self.args.seed)
-        return super()._get_train_sampler(train_dataset)
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean of each loss term since the last line."""
-        if "loss" in logs and self._count:
-            sums = [value / self._count for value in self._sums.values()]
-            means = self.accelerator.reduce(torch.tensor(sums, device=self.args.device), reduction="mean")
-            for name, mean in zip(self._sums, means, strict=True):
-                logs[f"loss_{name}"] = round(float(mean), 5)
-            self._sums, self._count = {}, 0
-        super().log(logs, *args, **kwargs)
-
-
 def _load_data(config: TrainConfig, *, distils: bool) -> TaskData:
     return load_task_data(
         config.task,
@@ -403,6 +271,7 @@ def _load_data(config: TrainConfig, *, distils: bool) -> TaskData:
         text_pair_column=config.text_pair_column,
         label_column=config.label_column,
         regression=config.regression,
+        eval_articles=config.eval_articles,
         train_samples=config.train_samples,
         eval_samples=config.eval_samples,
         labels=teacher_labels(config) if distils else None,
@@ -431,6 +300,7 @@ def _trainer(
         teacher=teacher,
         losses=stage.losses,
         kind=run.kind,
+        tuning=run.tuning,
         temperature=config.temperature,
         steps=run.steps,
     )

@@ -1,16 +1,19 @@
-"""`qexport predict`: label and probability of some texts."""
+"""`qexport predict`: label and probability of some texts, or the answer to a question about one."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qexport import console
 from qexport.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from qexport.serving.kinds.span import Answer
 
 __all__ = ["predict"]
 
@@ -22,7 +25,17 @@ def predict(
     pair: Annotated[
         list[str] | None, typer.Option("--pair", help="Second text of a pair task, once per text.")
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="Text file, one text a line, UTF-8.")] = None,
+    question: Annotated[
+        str | None,
+        typer.Option("--question", help="Question about --context, of a model that answers."),
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option("--context", help="Text with the answer; or give it as --file.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="Text file, UTF-8: one text a line, or the context of --question."),
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Texts per run.")] = 32,
     kernels: Annotated[
@@ -53,9 +66,20 @@ def predict(
       cat reviews.txt | qexport predict onnx - --json
 
       qexport predict onnx --file reviews.txt --threads 2 --kernels require
+
+      qexport predict squad --question "Who wrote it?" --context "It was written by Ada in 1843."
     """
     from qexport.serving.session import Session
 
+    if question is not None or context is not None:
+        if question is None or (context is None) == (file is None) or texts or pair:
+            raise UsageError("a question needs --question and one of --context and --file, and nothing else")
+        text = _read(file) if context is None and file is not None else context or ""
+        session = Session(model, threads=threads, kernels=kernels, isa=isa, batch_size=batch_size)
+        if console.is_verbose():
+            console.say(session.engine.describe())
+        _show_answer(session.answer(question, text), question, json)
+        return
     rows = _texts(texts or [], file)
     if pair and len(pair) != len(rows):
         raise UsageError(f"give --pair once per text, got {len(pair)} for {len(rows)} texts")
@@ -73,16 +97,27 @@ def predict(
         console.show(f"{item.label:<12} {number:.4f}  {text}")
 
 
+def _show_answer(found: Answer, question: str, json: bool) -> None:
+    if json:
+        console.print_json({"question": question, **dataclasses.asdict(found)})
+    elif found.start is None:
+        console.show(f"no answer in this text  {found.score:.4f}")
+    else:
+        console.show(f"{found.text}  {found.score:.4f}  characters {found.start} to {found.end}")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {file} as UTF-8 text ({error}); give a text file") from error
+
+
 def _texts(texts: list[str], file: Path | None) -> list[str]:
     if file is not None and texts:
         raise UsageError("give the texts as arguments or by --file, not both")
     if file is not None:
-        try:
-            rows = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"cannot read {file} as UTF-8 text ({error}); give a text file, one text a line"
-            ) from error
+        rows = _read(file).splitlines()
     elif not texts or texts == ["-"]:
         if not texts and sys.stdin.isatty():
             raise UsageError('give at least one text: qexport predict DIR "a fine film"')

@@ -27,7 +27,7 @@ PANELS = {
                      "truncation", "as_published"),
     "Size": ("layers", "hidden_size", "intermediate_size", "heads"),
     "Data": ("data_dir", "train_file", "eval_file", "text_column", "text_pair_column", "label_column",
-             "regression", "train_samples", "eval_samples", "max_length"),
+             "regression", "eval_articles", "train_samples", "eval_samples", "max_length"),
     "Optimisation": ("epochs", "max_steps", "lr", "weight_step_lr", "activation_step_lr", "batch_size",
                      "eval_batch_size", "gradient_accumulation", "warmup", "weight_decay", "dropout", "seed",
                      "bf16", "threads", "group_by_length"),

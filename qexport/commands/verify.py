@@ -23,7 +23,7 @@ OPTIONS = {
 PANELS = {
     "References": ("student", "teacher", "baseline", "layers"),
     "Data": ("data_dir", "eval_file", "text_column", "text_pair_column", "label_column", "regression",
-             "eval_samples", "max_length", "seed"),
+             "eval_articles", "eval_samples", "max_length", "seed"),
     "Measuring": ("targets", "target_rows", "latency", "lengths", "threads", "batch_size", "iterations",
                   "warmup"),
     "Gates: exit code 3 when one does not pass": (

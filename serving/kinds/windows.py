@@ -64,7 +64,7 @@ class Window:
 
 
 def frame_of(tokenizer: Tokenizer) -> Frame:
-    """What `tokenizer` puts around a pair of texts."""
+    """What a tokenizer without padding puts around a pair of texts."""
     pair = tokenizer.encode("a", "a")
     parts: list[list[int]] = [[], [], []]  # special tokens before, between, after
     types: list[int] = [0] * 5
@@ -103,7 +103,8 @@ def cut_windows(
     Raises:
         UsageError: a question that leaves no room for its context.
     """
-    frame, plain = frame_of(tokenizer), _plain(tokenizer)
+    plain = _plain(tokenizer)
+    frame = frame_of(plain)
     texts: dict[str, tuple[Int32, Int32]] = {}
     for start in range(0, len(questions), _ROWS):
         block = questions[start : start + _ROWS]

@@ -43,7 +43,14 @@ def tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def tiny_model(model_type: str, seed: int = 0, *, spread: float = 0.2, **kwargs: Any) -> PreTrainedModel:
+def tiny_model(
+    model_type: str,
+    seed: int = 0,
+    *,
+    spread: float = 0.2,
+    head: Any = AutoModelForSequenceClassification,
+    **kwargs: Any,
+) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         model_type,
@@ -52,8 +59,7 @@ def tiny_model(model_type: str, seed: int = 0, *, spread: float = 0.2, **kwargs:
         **{"vocab_size": 40, **_SIZES[model_type], **kwargs},
     )
     config.initializer_range = spread
-    factory: Any = AutoModelForSequenceClassification
-    model: PreTrainedModel = factory.from_config(config)
+    model: PreTrainedModel = head.from_config(config)
     return model
 
 

@@ -16,10 +16,10 @@ from qexport.training.student import quantize_model
 
 
 def save_student(
-    folder: Path, model_type: str = "bert", *, calibrate: bool = True, **quantization: Any
+    folder: Path, model_type: str = "bert", *, calibrate: bool = True, head: Any = None, **quantization: Any
 ) -> Path:
     """Write a student; stored scales and steps are found on random ids unless `calibrate` is false."""
-    model = _model(model_type)
+    model = _model(model_type, head)
     generator = torch.Generator().manual_seed(1)
     config = QuantConfig(**{"method": "ternarybert", "bits": "2-2-8", **quantization})
     quantize_model(model, config)
@@ -40,9 +40,9 @@ def save_float(folder: Path, model_type: str = "bert") -> Path:
     return _save(_model(model_type), folder)
 
 
-def _model(model_type: str) -> PreTrainedModel:
+def _model(model_type: str, head: Any = None) -> PreTrainedModel:
     """A tiny model whose biases and LayerNorm weights are random too: no two tensors are equal by chance."""
-    model = tiny_model(model_type)
+    model = tiny_model(model_type, **({} if head is None else {"head": head}))
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
         if parameter.dim() == 1:
