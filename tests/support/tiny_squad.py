@@ -1,4 +1,4 @@
-"""Questions in the layout of SQuAD that a tiny model can learn: the answer is the adjective of the context."""
+"""Questions in the layout of SQuAD that a tiny model can learn: the answer is the adjective of the text."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_intervals_hold_the_value_and_a_drop_is_paired(scores: SpanScores) -> No
 
 
 def test_articles_are_drawn_as_a_whole(tmp_path: Path) -> None:
-    """Two right questions in each even article, two wrong ones in each odd: the spread is that of 10 draws."""
+    """Two right questions in each even article, two wrong ones in each odd: as wide as 10 draws."""
     articles = []
     for number in range(10):
         asked = [question(f"{number}-{row}", "Ada", "Ada") for row in range(2)]
