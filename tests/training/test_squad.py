@@ -102,8 +102,8 @@ def test_a_folder_of_parts_says_that_it_is_one(tmp_path: Path) -> None:
     data = load_task_data("squad", data_dir=tmp_path)
     assert len(data.train or []) == 24
     assert data.source == (
-        "SQuAD files: train-v1.1-part.json; train-v1.1-part2.json (24 questions, parts of the official split); "
-        "dev-v1.1.json"
+        "SQuAD files: train-v1.1-part.json; train-v1.1-part2.json (24 questions, parts of the official "
+        "split); dev-v1.1.json"
     )
     write_questions(tmp_path / "train-v1.1.json", 1, seed=4)
     whole = load_task_data("squad", data_dir=tmp_path)
