@@ -17,6 +17,7 @@ OPTIONS = {
     "file": Option(argument=True, metavar="SWEEP.yaml"),
     "output": Option(("--output", "-o")),
     "only": Option(comma=True),
+    "lengths": Option(comma=True),
 }
 
 
@@ -36,6 +37,8 @@ def sweep(
 
       qexport sweep sweep.yaml --only method=kdlsq,ternarybert,task=mrpc --threads 1
 
+      qexport sweep sweep.yaml --latency --lengths 32,128
+
     A run that failed is written down with its reason, and the others go on; the exit code then is 3.
     """
     from qexport.sweep import runner
@@ -52,6 +55,10 @@ def sweep(
         wanted = [each for each in planned if each.wanted]
         left = sum(each.state != "done" for each in wanted)
         console.show(f"{len(wanted)} of {len(planned)} runs, {left} left to do")
+        return
+    if config.latency:
+        timed = runner.add_latency(config, say=console.say)
+        console.show(f"{timed} rows have times")
         return
     result = runner.sweep(config, say=console.say)
     if json:

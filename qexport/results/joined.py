@@ -68,7 +68,7 @@ class Cell:
     file_bytes: int
     """The largest of the seeds' files."""
     latency: Mapping[str, float]
-    """Tokens -> median milliseconds, where the rows have them."""
+    """"128 tokens, stock" and so on -> median milliseconds, where the rows have them."""
 
     @property
     def steps(self) -> str:

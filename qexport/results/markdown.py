@@ -60,13 +60,14 @@ def task_head(metric: str, lengths: list[str]) -> list[str]:
     """Titles of a task's table."""
     return [
         "model", "seeds", "steps", f"{metric}, %", "drop, points", "paper's drop", "same answer as PyTorch",
-        "largest logit difference", "file, MB", *(f"ms, {length} tokens" for length in lengths),
+        "largest logit difference", "file, MB", *(f"ms, {length}" for length in lengths),
     ]  # fmt: skip
 
 
 def latency_lengths(group: Group) -> list[str]:
-    """Lengths that some row of the group was timed at."""
-    return sorted({length for cell in group.cells.values() for length in cell.latency}, key=int)
+    """ "128 tokens, stock" and so on, for every length and engine that some row of the group was timed at."""
+    found = {length for cell in group.cells.values() for length in cell.latency}
+    return sorted(found, key=lambda text: (text.rpartition(" ")[2] != "stock", int(text.split()[0])))
 
 
 def markdown(joined: Joined, *, command: str) -> str:
@@ -137,7 +138,7 @@ def _averages(group: Group) -> Iterator[str]:
     yield f"Average over {', '.join(group.tasks)}; only rows of all of them compare:"
     yield ""
     heads = ["model", "tasks", "main metric, %", "drop, points", "papers' drop there", "file, MB"]
-    yield from _table([*heads, *(f"ms, {length} tokens" for length in lengths)], rows)
+    yield from _table([*heads, *(f"ms, {length}" for length in lengths)], rows)
 
 
 def _latency(found: Mapping[str, float], lengths: list[str]) -> list[str]:

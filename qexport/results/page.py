@@ -89,9 +89,10 @@ def _group(joined: Joined, group: Group, sources: Sources, index: int) -> dict[s
 def _figures(joined: Joined, group: Group, lengths: list[str], prefix: str) -> list[_Figure]:
     found = []
     costs = [("size", "file, MB", "")]
-    if lengths:
-        costs.append(("latency", f"median ms at {lengths[-1]} tokens", lengths[-1]))
-    for cost, x_label, length in costs:
+    longest = {length.rpartition(" ")[2]: length for length in lengths}  # engine -> its last length
+    costs += [(f"latency, {engine}", f"median ms, {length}", length) for engine, length in longest.items()]
+    for index, (cost, x_label, length) in enumerate(costs):
+        slug = f"cost{index}"
         whole = [one for one in group.averages() if len(one.tasks) == len(group.tasks) > 1]
         points = [
             Point(one.variant.label, one.variant.method, cost_of, one.value.mean, one.value.spread)
@@ -103,11 +104,11 @@ def _figures(joined: Joined, group: Group, lengths: list[str], prefix: str) -> l
             f"Mean of the main metrics over {', '.join(group.tasks)}. The dashed line joins models that no "
             "cheaper one equals; a bar is the standard deviation over seeds."
         )
-        found.append(_Figure(title, caption, pareto_plot(f"{prefix}-{cost}", points, x_label=x_label,
+        found.append(_Figure(title, caption, pareto_plot(f"{prefix}-{slug}", points, x_label=x_label,
                                                          y_label="main metric, %")))  # fmt: skip
         for number, task in enumerate(group.tasks):
             here = [_point(group, one, task, length) for one in group.variants if (one, task) in group.cells]
-            name, y_label = f"{prefix}-{cost}-{number}", f"{joined.metric(task)}, %"
+            name, y_label = f"{prefix}-{slug}-{number}", f"{joined.metric(task)}, %"
             shown = [point for point in here if point is not None]
             svg = pareto_plot(name, shown, x_label=x_label, y_label=y_label)
             title, caption = f"{task} against {cost}", "A bar is the standard deviation over seeds."

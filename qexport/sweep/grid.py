@@ -103,6 +103,10 @@ def _teachers_first(runs: Mapping[str, Run]) -> Iterator[Run]:
                 yield runs[each.key]
 
 
+def _text(node: Node) -> str:
+    return "default" if node.value is None else str(node.value)
+
+
 class _Reader:
     """The parts of a file that grids and runs are composed from."""
 
@@ -167,7 +171,7 @@ class _Reader:
         ):
             for seed, task in itertools.product(seeds, given["tasks"].items("tasks")):
                 own = dict(zip(axes, values, strict=True))
-                varied = tuple(f"{name}={own[name].value}" for name in axes if len(axes[name]) > 1)
+                varied = tuple(f"{name}={_text(own[name])}" for name in axes if len(axes[name]) > 1)
                 run = self._run(node, group, method, task, width, seed, own)
                 yield dataclasses.replace(run, varied=varied)
 

@@ -22,8 +22,9 @@ from qexport.sweep.process import CommandFailed, run_command
 from qexport.sweep.rows import done_row, failed_row
 from qexport.sweep.run import Run, RunFolder, expanded
 from qexport.sweep.table import Table
+from qexport.sweep.timing import time_files
 
-__all__ = ["Planned", "SweepConfig", "SweepResult", "plan", "sweep"]
+__all__ = ["Planned", "SweepConfig", "SweepResult", "add_latency", "plan", "sweep"]
 
 _SELECTORS = ("method", "task", "bits", "seed", "name")
 _GATE_FAILED = 3
@@ -49,12 +50,22 @@ class SweepConfig:
     keep: str | None = None
     """What stays of a finished run: all, onnx (no PyTorch model) or reports (neither); teachers always stay
     until the end; default: keep: of the file, else all."""
+    latency: bool = False
+    """Train nothing: time the ONNX files of finished runs, in turns, and add the medians to their rows."""
+    lengths: tuple[int, ...] = (32, 128)
+    """With --latency: tokens of the text, comma-separated."""
+    rounds: int = 30
+    """With --latency: rounds that count; each runs every file once."""
     dry_run: bool = False
     """List the runs and what is left to do, and run nothing."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads must be at least 1, got {self.threads}")
+        if self.rounds < 1:
+            raise UsageError(f"--rounds must be at least 1, got {self.rounds}")
+        if not self.lengths or min(self.lengths) < 1:
+            raise UsageError(f"--lengths must be at least 1 each, got {list(self.lengths)}")
         if self.keep is not None and self.keep not in KEEP:
             raise UsageError(f"--keep must be one of {', '.join(KEEP)}, got '{self.keep}'")
 
@@ -211,6 +222,38 @@ def sweep(config: SweepConfig, *, say: Callable[[str], None] = lambda line: None
             f"{' and '.join(what)}, see {place.table}; the same command tries failed runs again"
         )
     return result
+
+
+def add_latency(config: SweepConfig, *, say: Callable[[str], None] = lambda line: None) -> int:
+    """Time the files of finished runs that are there, and add the medians to their rows.
+
+    Args:
+        config: which sweep, lengths and rounds.
+        say: takes a line of progress.
+    Returns:
+        Rows that have times now.
+    Raises:
+        UsageError: no finished run has its file here.
+    """
+    place = _place(config)
+    with _lock(place.root):
+        table = Table(place.table)
+        planned = [
+            each.run for each in _plan(config, place, table) if each.wanted and table.done(each.run.key)
+        ]
+        folders = {run.key: RunFolder(run, place.root, {}).onnx for run in planned}
+        files = {key: (table.rows[key], folder) for key, folder in folders.items() if folder.is_dir()}
+        if not files:
+            raise UsageError(
+                f"no finished run of {config.file} has its ONNX folder in {place.root}; run it first"
+            )
+        count = 0
+        for key, latency in time_files(
+            files, lengths=config.lengths, threads=config.threads or 1, rounds=config.rounds, say=say
+        ):
+            table.put({**table.rows[key], "latency": latency})
+            count += 1
+    return count
 
 
 class _Work:

@@ -75,9 +75,10 @@ def test_key_tells_what_comes_out_and_not_where(tmp_path: Path, monkeypatch: pyt
 
 
 def test_list_in_a_grid_is_a_further_axis(tmp_path: Path) -> None:
-    found = _read(tmp_path, "grids: [{name: rates, methods: fp32, tasks: rte, lr: [1e-4, 2e-4], epochs: 1}]")
-    assert [(run.options["lr"], run.groups) for run in found.runs] == [(1e-4, ("rates",)), (2e-4, ("rates",))]
-    assert [run.title for run in found.runs] == ["rte fp32 seed 42 lr=1e-4", "rte fp32 seed 42 lr=2e-4"]
+    found = _read(tmp_path, "grids: [{name: rates, methods: fp32, tasks: rte, lr: [null, 2e-4], epochs: 1}]")
+    assert [run.options for run in found.runs] == [{"epochs": 1.0}, {"epochs": 1.0, "lr": 2e-4}]
+    assert [run.title for run in found.runs] == ["rte fp32 seed 42 lr=default", "rte fp32 seed 42 lr=2e-4"]
+    assert found.runs[0].groups == ("rates",)
 
 
 def test_same_run_in_two_grids_is_one_run_of_both(tmp_path: Path) -> None:

@@ -40,5 +40,5 @@ def made_row(
         "steps": 10, "seconds": {"train": 60.0, "to-onnx": 5.0, "verify": 5.0}, "resumed": 0, "launcher": "",
         "machine": {"cpu": "a processor", "cores": 2, "threads": 1, "cuda": False},
         "versions": {"qexport": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
-        **({} if milliseconds is None else {"latency": {"median_ms": {"128": milliseconds}}}),
+        **({} if milliseconds is None else {"latency": {"median_ms": {"128 tokens, stock": milliseconds}}}),
     }  # fmt: skip

@@ -1,0 +1,98 @@
+"""Times of a sweep's files, all in one pass in turns, so that a busy moment hits every one of them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qexport.errors import QexportError
+from qexport.sweep.table import Row
+
+if TYPE_CHECKING:
+    from qexport.serving.session import Session
+
+__all__ = ["time_files"]
+
+_ENGINES = {"stock": "off", "native": "auto"}
+"""Name -> mode of the kernels: ONNX Runtime alone, and with the kernel library where it fits the file."""
+
+_SAME_SIZE = 0.01  # files of a method, its bits and a size that differs by less have the same graph
+_FIRST_WORD = 1000  # ids below are padding, marks and letters
+
+
+def time_files(
+    files: Mapping[str, tuple[Row, Path]],
+    *,
+    lengths: Sequence[int],
+    threads: int,
+    rounds: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Medians of exported files, batch 1.
+
+    Files of the same graph are timed once, and the others get the times of the one that was.
+
+    Args:
+        files: key of a run -> its row and its ONNX folder.
+        lengths: tokens of the text; ids are drawn at random, seeded.
+        threads: inside one operator.
+        rounds: each runs every file once; three more come before and do not count.
+        say: told what is timed.
+    Yields:
+        key, what belongs into its row under "latency".
+    """  # fmt: skip
+    from qexport.serving.latency import interleave, run_ms
+
+    graphs: dict[tuple[Any, ...], list[str]] = {}
+    for key, (row, _) in files.items():
+        size = round(math.log(row["file_bytes"]) / _SAME_SIZE)
+        graphs.setdefault((row["method"], row["bits"], size), []).append(key)
+    sessions: dict[tuple[str, str], Session] = {}
+    for keys in graphs.values():
+        _, folder = files[keys[0]]
+        for engine, mode in _ENGINES.items():
+            found = _open(folder, mode, threads, say)
+            if found is not None:
+                sessions[keys[0], engine] = found
+    medians: dict[str, dict[str, float]] = {}
+    for length in lengths:
+        say(f"timing {len(sessions)} sessions at {length} tokens, {rounds} rounds in turns")
+        turns = {
+            f"{key} {engine}": _turn(run_ms, session, length) for (key, engine), session in sessions.items()
+        }
+        for name, times in interleave(turns, rounds=rounds, warmup=3).items():
+            key, _, engine = name.partition(" ")
+            ordered = sorted(float(value) for value in times)
+            medians.setdefault(key, {})[f"{length} tokens, {engine}"] = round(ordered[len(ordered) // 2], 3)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    for keys in graphs.values():
+        for key in keys:
+            if keys[0] in medians:
+                yield key, {
+                    "median_ms": medians[keys[0]], "measured_on": files[keys[0]][0]["name"], "batch": 1,
+                    "threads": threads, "rounds": rounds, "load_average": load,
+                }  # fmt: skip
+
+
+def _open(folder: Path, mode: str, threads: int, say: Callable[[str], None]) -> Session | None:
+    from qexport.serving.session import Session
+
+    try:
+        return Session(folder, threads=threads, kernels=mode)
+    except QexportError as error:
+        say(f"not timed: {error}")
+        return None
+
+
+def _turn(
+    run_ms: Callable[[Callable[[], object]], float], session: Session, length: int
+) -> Callable[[], float]:
+    import numpy as np
+
+    words = int(session.config["vocab_size"])
+    first = min(_FIRST_WORD, words // 2)
+    ids = np.random.default_rng(0).integers(first, words, (1, min(length, session.position_limit)))
+    return lambda: run_ms(lambda: session.run({"input_ids": ids}))
