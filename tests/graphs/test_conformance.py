@@ -1,8 +1,8 @@
 """Every operator body on every runtime at hand, against its numpy reference.
 
-The ONNX Runtime of this interpreter and onnx.reference always run. Other ONNX Runtime versions run in the
-interpreters of QEXPORT_ORT_PYTHONS (joined by the path separator; `make_ort_venvs.py` makes them), or of
-the cache folder `ort-venvs`. What is demanded:
+The ONNX Runtime of this interpreter and onnx.reference always run, onnxruntime-web where there is Node. Other
+ONNX Runtime versions run in the interpreters of QEXPORT_ORT_PYTHONS (joined by the path separator;
+`make_ort_venvs.py` makes them), or of the cache folder `ort-venvs`. What is demanded:
 
 - graph optimisation off: array_equal, unless the body has exp in it;
 - on: array_equal too, but for a product with a scale for each token, where ONNX Runtime multiplies in another
@@ -14,6 +14,7 @@ the cache folder `ort-venvs`. What is demanded:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -29,10 +30,14 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from required import missing
 
+from qexport.errors import EnvironmentProblem, UnsupportedModelError
 from qexport.formats import ACTIVATION_MODES
 from qexport.graphs.operators import OPERATORS, attention_name, gather_name, matmul_name
 from qexport.graphs.operators.single import operator_model
 from qexport.graphs.packing import pack
+from qexport.serving.targets import npm
+from qexport.serving.targets.node import NodeTarget
+from qexport.serving.targets.wire import from_wire, to_wire
 
 OLDEST = (1, 16)
 """The oldest ONNX Runtime that runs the bodies."""
@@ -274,6 +279,33 @@ def test_onnxruntime(python: Path, cases: tuple[Path, list[Case]], tmp_path: Pat
                 outputs = {name: stored[f"{level}/{name}"] for name in case.expected}
                 found += problems(case, level, outputs)
     assert not found, f"onnxruntime {summary['onnxruntime']}:\n" + "\n".join(found)
+
+
+def test_onnxruntime_web(cases: tuple[Path, list[Case]]) -> None:
+    """The wasm module that a browser runs, in Node: two cases of each operator."""
+    try:
+        npm.install(lambda line: None)
+        node = NodeTarget().start(lambda line: None)
+    except EnvironmentProblem as error:
+        missing(str(error))
+    folder, listed = cases
+    few = [case for name in OPERATORS for case in [one for one in listed if one.operator == name][:2]]
+    found = []
+    with contextlib.closing(node):
+        for case in few:
+            feeds = {name: to_wire(array) for name, array in case.feed().items()}
+            for level, engine in (("off", "wasm-1-disabled"), ("on", "wasm-1")):
+                place = {"engine": engine, "key": case.name}
+                try:
+                    node.call({"op": "open", "url": str(folder / f"{case.name}.onnx"), **place})
+                    answer = node.call({"op": "run", "feeds": feeds, **place})
+                    node.call({"op": "release", **place})
+                except UnsupportedModelError as error:
+                    found.append(f"{case.name} {level}: {error}")
+                    continue
+                outputs = {name: from_wire(tensor) for name, tensor in answer.items()}
+                found += problems(case, level, outputs)
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")

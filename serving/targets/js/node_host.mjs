@@ -25,8 +25,8 @@ async function native(threads) {
   return { call: (op, rest) => engine[op](rest) };
 }
 
-function wasm(threads) {
-  const worker = new Worker(new URL("./node_worker.mjs", import.meta.url), { workerData: { modules, threads } });
+function wasm(threads, level = "extended") {
+  const worker = new Worker(new URL("./node_worker.mjs", import.meta.url), { workerData: { modules, threads, level } });
   const waiting = new Map();
   worker.on("message", (data) => {
     const { resolve, reject } = waiting.get(data.id);
@@ -49,8 +49,8 @@ function wasm(threads) {
 
 async function call(name, op, rest) {
   if (!engines.has(name)) {
-    const [kind, threads] = name.split("-");
-    engines.set(name, kind === "native" ? await native(Number(threads)) : wasm(Number(threads)));
+    const [kind, threads, level] = name.split("-"); // native-1, wasm-2, wasm-1-disabled
+    engines.set(name, kind === "native" ? await native(Number(threads)) : wasm(Number(threads), level));
   }
   return engines.get(name).call(op, rest);
 }

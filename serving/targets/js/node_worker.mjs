@@ -4,14 +4,14 @@ import { pathToFileURL } from "node:url";
 import { parentPort, workerData } from "node:worker_threads";
 import { Engine, answer } from "./engine.mjs";
 
-const { modules, threads } = workerData;
+const { modules, threads, level } = workerData;
 const dist = pathToFileURL(`${modules}/onnxruntime-web/dist/`).href;
 const made = (async () => {
   const ort = await import(`${dist}ort.node.min.mjs`);
   ort.env.wasm.wasmPaths = dist;
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";
-  const options = { executionProviders: ["wasm"], graphOptimizationLevel: "all" };
+  const options = { executionProviders: ["wasm"], graphOptimizationLevel: level };
   return new Engine(ort, options, (path) => readFile(path));
 })();
 

@@ -10,7 +10,8 @@ const made = (async () => {
   ort.env.wasm.wasmPaths = dist;
   ort.env.wasm.numThreads = webgpu ? 1 : Number(name.split("-")[1]);
   ort.env.logLevel = "error";
-  const options = { executionProviders: [webgpu ? "webgpu" : "wasm"], graphOptimizationLevel: "all" };
+  // "extended", not "all": the layout passes of "all" change nothing in an encoder and take most of the loading.
+  const options = { executionProviders: [webgpu ? "webgpu" : "wasm"], graphOptimizationLevel: "extended" };
   return new Engine(ort, options, async (url) => {
     const reply = await fetch(url);
     if (!reply.ok) throw new Error(`${url}: HTTP ${reply.status}`);
