@@ -232,7 +232,7 @@ class _Reader:
             teacher=self._teacher(node, groups, method, task, merged),
             groups=groups,
             quantised=quantised,
-            registered="train_file" not in options,
+            registered=task in TASKS,
         )
         self._check(run, node)
         return run

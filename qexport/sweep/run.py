@@ -72,7 +72,7 @@ class Run:
     quantised: bool
     """Whether the method takes --bits."""
     registered: bool
-    """Whether --task knows the task; else its files are among the options."""
+    """Whether --task knows the task; else its name is the sweep's own and its files are among the options."""
     varied: tuple[str, ...] = ()
     """Options that its grid gives several values, as "lr=0.0002"; shown to people, no part of the key."""
 

@@ -116,10 +116,15 @@ def test_commands_repeat_the_run_with_variables_in_place_of_folders(
     assert "/some where" in expanded(folder.train_words())
 
 
-def test_own_files_need_no_registered_task(tmp_path: Path) -> None:
-    text = "tasks: {mine: {train_file: a.csv, eval_file: b.csv}}\nruns: [{method: fp32, task: mine}]"
+@pytest.mark.parametrize(("name", "registered"), [("mine", False), ("rte", True)])
+def test_own_files_are_given_with_the_task_only_where_it_is_registered(
+    name: str, registered: bool, tmp_path: Path
+) -> None:
+    text = (
+        f"tasks: {{{name}: {{train_file: a.csv, eval_file: b.csv}}}}\nruns: [{{method: fp32, task: {name}}}]"
+    )
     words = RunFolder(_read(tmp_path, text).runs[0], tmp_path, {}).train_words()
-    assert "--task" not in words
+    assert ("--task" in words) == registered
     assert words[words.index("--data") + 1] == "a.csv"
 
 
