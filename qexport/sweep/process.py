@@ -69,7 +69,8 @@ def run_command(
         try:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=_environment(),
-                start_new_session=os.name == "posix", pass_fds=(hold,) if hold is not None and os.name == "posix" else (),
+                start_new_session=os.name == "posix",
+                pass_fds=(hold,) if hold is not None and os.name == "posix" else (),
                 preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
             )  # fmt: skip
         except OSError as error:
