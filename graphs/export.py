@@ -266,6 +266,8 @@ def _describe(model: PreTrainedModel) -> str:
     if quantization is None:
         return "float32"
     values = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    if values["bits"] == "32-32-32":
+        return f"{values['method']}, float32"
     return f"{values['method']} {values['bits']}, {values['activations']}"
 
 
@@ -299,7 +301,7 @@ def _metadata(description: dict[str, Any]) -> dict[str, str]:
     """The short part of the description that travels inside the file."""
     keys = ("method", "bits", "task", "kind", "labels", "max_length", "decoding", "metrics")
     found = {key: description[key] for key in keys if description[key] is not None}
-    if description["quantization"]:
+    if description["bits"] != "32-32-32":
         found["activations"] = description["quantization"]["activations"]
         found["granularity"] = description["quantization"]["granularity"]
     return {

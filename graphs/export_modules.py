@@ -16,6 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from qexport.errors import UnsupportedModelError
 from qexport.graphs.rewrites import EXPORT_DOMAIN
+from qexport.training.ghosts import GhostLinear
 from qexport.training.kinds import Kind
 from qexport.training.quantizers import ActivationQuantizer
 from qexport.training.student import (
@@ -195,7 +196,7 @@ AttentionMaskInterface.register(EXPORT_ATTENTION, _key_mask)
 def replace_by_twins(model: PreTrainedModel) -> dict[str, TwinLinear | TwinEmbedding | TwinAttention]:
     """Put a twin in place of every quantised module of `model`, in place; the twins by module path.
 
-    An FP32 model has none: only its attention function changes.
+    A float model has none: only its attention function changes, and kernels of ghosts are computed for good.
     """
     twins: dict[str, TwinLinear | TwinEmbedding | TwinAttention] = {}
     for name, module in quantized_modules(model).items():
@@ -208,6 +209,9 @@ def replace_by_twins(model: PreTrainedModel) -> dict[str, TwinLinear | TwinEmbed
             twin = TwinAttention(name, module)
         model.set_submodule(name, twin)
         twins[name] = twin
+    for part in model.modules():
+        if isinstance(part, GhostLinear):
+            part.fold()
     model.set_attn_implementation(EXPORT_ATTENTION)
     return twins
 

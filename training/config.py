@@ -23,7 +23,8 @@ class TrainConfig:
     """
 
     method: str
-    """Method: fp32, ternarybert, ternarybert-lat, q8bert, lsq, lsq-kd, kdlsq, binarybert or tinybert."""
+    """Method: fp32, ternarybert, ternarybert-lat, q8bert, lsq, lsq-kd, kdlsq, binarybert, ghostbert or
+    tinybert."""
     output: Path
     """Folder for the trained model, Hugging Face layout."""
     task: str | None = None
@@ -55,6 +56,13 @@ class TrainConfig:
     """Methods with learned steps: the part of the values that lies beyond the clipping threshold at the start
     (Algorithm 1 of KDLSQ-BERT), half of it on each side; default: for each threshold what leaves the least
     squared error, and 0.05 with --as-published."""
+    width: float | None = None
+    """ghostbert: share of the attention heads and of the neurons that is kept; default: 0.5."""
+    ghosts: int | None = None
+    """ghostbert: ghost modules of each kept head; default: as many as make up for the heads that were cut,
+    at least 1."""
+    ghost_kernel: int | None = None
+    """ghostbert: tokens that a ghost module looks at, an odd number; default: 3."""
     as_published: bool = False
     """Quantise as the paper's released code does instead of by qexport's defaults, as far as docs/methods.md
     says; single quantisation options still win."""
@@ -97,7 +105,7 @@ class TrainConfig:
     """Stop after so many optimiser steps, in each stage; overrides --epochs."""
     lr: float | None = None
     """Peak learning rate; default: 2e-5 for ternarybert, ternarybert-lat and q8bert, 3e-5 for tinybert, 5e-5
-    for the other methods. The stages of binarybert and tinybert take multiples of it."""
+    for the other methods. The stages of binarybert, ghostbert and tinybert take multiples of it."""
     weight_step_lr: float | None = None
     """Peak learning rate of learned steps of weights; default: 1e-3."""
     activation_step_lr: float | None = None
@@ -128,16 +136,16 @@ class TrainConfig:
 
     hidden_weight: float | None = None
     """Weight of the loss between hidden states; default: 1 for TernaryBERT, lsq-kd and kdlsq, by stage for
-    binarybert and tinybert, else 0."""
+    binarybert, ghostbert and tinybert, else 0."""
     attention_weight: float | None = None
     """Weight of the loss between attention scores; default: 1 for TernaryBERT, lsq-kd and kdlsq, by stage
-    for binarybert and tinybert, else 0."""
+    for binarybert, ghostbert and tinybert, else 0."""
     logits_weight: float | None = None
     """Weight of the loss between logits (soft cross-entropy); default: 1 for TernaryBERT, lsq-kd and kdlsq,
-    by stage for binarybert and tinybert, else 0."""
+    by stage for binarybert, ghostbert and tinybert, else 0."""
     label_weight: float | None = None
     """Weight of the loss with the true labels; default: 0 for TernaryBERT, lsq-kd, binarybert and
-    tinybert, else 1."""
+    tinybert, by stage for ghostbert, else 1."""
     temperature: float = 1.0
     """Temperature of the soft cross-entropy."""
 
@@ -187,6 +195,8 @@ class TrainConfig:
             "hidden_size",
             "intermediate_size",
             "heads",
+            "width",
+            "ghosts",
         )
         for name in positive:
             value = getattr(self, name)
@@ -205,6 +215,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be 0 or greater, got {value}")
+        if self.width is not None and self.width > 1:
+            raise UsageError(f"--width is a share of the heads, at most 1, got {self.width:g}")
+        if self.ghost_kernel is not None and (self.ghost_kernel < 1 or self.ghost_kernel % 2 == 0):
+            raise UsageError(f"--ghost-kernel must be odd and at least 1, got {self.ghost_kernel}")
         if self.truncation is not None and not 0 <= self.truncation < 1:
             raise UsageError(f"--truncation must be at least 0 and below 1, got {self.truncation:g}")
 

@@ -59,6 +59,12 @@ class QuantConfig:
     """Attention heads of a layer, the first ones of the architecture's; 0 for all."""
     kept_neurons: int = 0
     """Neurons of a feed-forward part, the first ones of the architecture's; 0 for all."""
+    ghosts: int = 0
+    """Ghost modules of each attention head and neuron fold; 0 for none."""
+    ghost_kernel: int = 3
+    """Tokens that a ghost looks at, odd."""
+    ghost_gain: bool = True
+    """Each channel of a ghost has a learned factor."""
     learned_activations: bool = False
     """Steps of static activations are learned, else they are moving averages."""
     gradient_scale: bool = True
@@ -81,6 +87,10 @@ class QuantConfig:
             raise UsageError(
                 "kept_heads and kept_neurons must both be given, or both be 0; got "
                 f"{self.kept_heads} and {self.kept_neurons}"
+            )
+        if self.ghosts < 0 or self.ghost_kernel < 1 or self.ghost_kernel % 2 == 0:
+            raise UsageError(
+                f"ghosts must be 0 or more and ghost_kernel odd, got {self.ghosts} and {self.ghost_kernel}"
             )
         if bits.activation not in (8, 32) and not (self.learns_activations and bits.activation > 1):
             raise UsageError(

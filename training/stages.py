@@ -22,9 +22,11 @@ from transformers import PreTrainedModel, Trainer
 
 from qexport.atomic import atomic_write_text
 from qexport.errors import UsageError
+from qexport.formats import parse_bits
 from qexport.training.batches import Rows
 from qexport.training.config import TrainConfig
 from qexport.training.data import Encoded
+from qexport.training.ghosts import ghost_count
 from qexport.training.kinds import get_kind
 from qexport.training.models import load_encoder
 from qexport.training.pairing import layers_to_compare, load_pair
@@ -74,7 +76,8 @@ def plan_stages(recipe: Recipe, config: TrainConfig) -> tuple[Stage, ...]:
     single = Stage(name="", start=_STUDENT, losses=recipe.losses, epochs=epochs)
     several = bool(recipe.stages)
     plan = []
-    for stage in recipe.stages or (single,):
+    quantises = parse_bits(config.bits or recipe.default_bits).weight < 32
+    for stage in [stage for stage in recipe.stages if quantises or not stage.only_quantised] or [single]:
         losses = _losses(stage.losses, config, everywhere=not several)
         if not losses.distils and losses.label == 0:
             where = f"stage '{stage.name}' of {recipe.name}: " if several else ""
@@ -88,9 +91,7 @@ def plan_stages(recipe: Recipe, config: TrainConfig) -> tuple[Stage, ...]:
             f"method {recipe.name} distils and needs --teacher, a folder made by: qexport train --method fp32"
         )
     if several and recipe.size is None and config.model is not None:
-        raise UsageError(
-            f"method {recipe.name} starts from the teacher's best half; leave --model {config.model} out"
-        )
+        raise UsageError(f"method {recipe.name} starts from its teacher; leave --model {config.model} out")
     return tuple(plan)
 
 
@@ -261,11 +262,37 @@ def _smaller(material: Material, model: PreTrainedModel) -> PreTrainedModel:
     return shrink(model, size, material.sample)
 
 
+def _ghosts(material: Material, model: PreTrainedModel) -> PreTrainedModel:
+    """A fine-tuned model's best heads and neurons with ghost modules, float32."""
+    config, (heads, neurons) = material.config, layer_sizes(model)
+    kept = max(1, round(heads * (0.5 if config.width is None else config.width)))
+    _order(material, model)
+    quant = dataclasses.replace(
+        material.student(),
+        bits="32-32-32",
+        position_bits=32,
+        kept_heads=kept,
+        kept_neurons=max(kept, round(neurons * kept / heads)),
+        ghosts=config.ghosts or ghost_count(heads, kept),
+        ghost_kernel=config.ghost_kernel or 3,
+    )
+    return quantize_model(model, quant)
+
+
+def _quantised(material: Material, model: PreTrainedModel) -> PreTrainedModel:
+    """The stage before, quantised."""
+    return quantize_model(model, _with_width_of(model, material.student()))
+
+
+_WIDTH = ("kept_heads", "kept_neurons", "ghosts", "ghost_kernel", "ghost_gain")
+"""Fields of QuantConfig that the first stage of a run decides."""
+
+
 def _with_width_of(model: PreTrainedModel, quant: QuantConfig) -> QuantConfig:
     """`quant` for a model that was cut before."""
     stored = model.config.quantization_config
     values = stored if isinstance(stored, dict) else stored.to_dict()
-    return dataclasses.replace(quant, kept_heads=values["kept_heads"], kept_neurons=values["kept_neurons"])
+    return dataclasses.replace(quant, **{name: values[name] for name in _WIDTH})
 
 
 def _ternary(material: Material, model: PreTrainedModel) -> PreTrainedModel:
@@ -294,5 +321,7 @@ STARTS: dict[str, Callable[[Material, PreTrainedModel], PreTrainedModel]] = {
     "split": _split,
     "previous": _previous,
     "smaller": _smaller,
+    "ghosts": _ghosts,
+    "quantised": _quantised,
 }
 """What a stage's model is made of: the teacher or the stage before, changed by one of these."""

@@ -18,6 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from qexport.errors import UnsupportedModelError
 from qexport.formats import max_code
+from qexport.training.ghosts import add_ghosts, has_ghosts
 from qexport.training.quant_config import QuantConfig
 from qexport.training.quantizers import (
     SOLVERS,
@@ -412,7 +413,8 @@ def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMod
     """Replace linears and embeddings by quantised ones, in place, keeping every parameter and its name.
 
     Not quantised: token-type embeddings, biases, LayerNorm, the last task layer (unless `quantize_head`).
-    With `kept_heads` and `kept_neurons` every layer is first cut to its first heads and neurons.
+    With `kept_heads` and `kept_neurons` every layer is first cut to its first heads and neurons; with
+    `ghosts` these get their ghost modules, unless they have them.
 
     Raises:
         UnsupportedModelError: an architecture whose attention this surgery does not know.
@@ -423,8 +425,10 @@ def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMod
             f"model_type '{model_type}' is not supported; use one of {', '.join(SUPPORTED_MODEL_TYPES)}"
         )
     bits = config.wea
-    if config.kept_heads:
+    if config.kept_heads and not has_ghosts(model):
         cut_width(model, heads=config.kept_heads, neurons=config.kept_neurons)
+    if config.ghosts and not has_ghosts(model):
+        add_ghosts(model, ghosts=config.ghosts, kernel=config.ghost_kernel, gain=config.ghost_gain)
     weight_bits = 2 if config.split_weights else bits.weight  # what is split later is ternary first
     embedding_bits = 2 if config.split_embedding else bits.embedding
     for name, module in list(model.named_modules()):

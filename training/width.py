@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from qexport.errors import UnsupportedModelError
 from qexport.training.kinds import Kind, get_kind
 
-__all__ = ["Importance", "Layer", "cut_width", "encoder_layers", "layer_sizes", "reorder", "unit_importance"]
+__all__ = [
+    "Importance", "Layer", "cut_width", "encoder_layers", "layer_sizes", "reading_layers", "reorder",
+    "unit_importance",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,16 @@ def layer_sizes(model: nn.Module) -> tuple[int, int]:
     """Heads and feed-forward neurons of a layer."""
     layer = encoder_layers(model)[0]
     return layer.query.out_features // layer.head_size, layer.up.out_features
+
+
+def reading_layers(model: nn.Module) -> list[str]:
+    """Paths of the linears that read heads and of those that read neurons, layer by layer.
+
+    Raises:
+        UnsupportedModelError: an architecture with other modules.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    return [names[linear] for layer in encoder_layers(model) for linear in (layer.output, layer.down)]
 
 
 def unit_importance(

@@ -56,6 +56,8 @@ def train(
 
       qexport train --method kdlsq --model small --teacher teacher --task sst2 -o small-quantised
 
+      qexport train --method ghostbert --width 0.5 --teacher teacher --task sst2 -o narrow
+
       qexport train --method fp32 --model minilm --data train.csv --eval eval.csv
       --text-column text --label-column label -o own
 

@@ -6,6 +6,7 @@ from qexport.errors import UnknownNameError
 from qexport.training.recipes.base import Recipe
 from qexport.training.recipes.binarybert import BINARYBERT
 from qexport.training.recipes.fp32 import FP32
+from qexport.training.recipes.ghostbert import GHOSTBERT
 from qexport.training.recipes.kdlsq import KDLSQ
 from qexport.training.recipes.lsq import LSQ
 from qexport.training.recipes.lsq_kd import LSQ_KD
@@ -17,7 +18,18 @@ __all__ = ["RECIPES", "Recipe", "get_recipe"]
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (FP32, Q8BERT, TERNARYBERT, TERNARYBERT_LAT, LSQ, LSQ_KD, KDLSQ, BINARYBERT, TINYBERT)
+    for recipe in (
+        FP32,
+        Q8BERT,
+        TERNARYBERT,
+        TERNARYBERT_LAT,
+        LSQ,
+        LSQ_KD,
+        KDLSQ,
+        BINARYBERT,
+        GHOSTBERT,
+        TINYBERT,
+    )
 }
 
 

@@ -14,6 +14,8 @@ from qexport.training.quant_config import QuantConfig
 
 __all__ = ["LearnedSteps", "Losses", "Optimisation", "Recipe", "Stage", "StudentSize"]
 
+_FLOAT = "32-32-32"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
@@ -92,6 +94,8 @@ class Stage:
     """Keep the model that evaluates best; else the last one: for a stage that leaves the task layer alone."""
     projects: bool = False
     """Learn a projection of hidden states even where student and teacher have the same width."""
+    only_quantised: bool = False
+    """Left out of a run whose student stays float."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,8 @@ class Recipe:
     """Fields of QuantConfig that are qexport's defaults for this method."""
     published: Mapping[str, Any] = field(default_factory=dict)
     """Fields of QuantConfig as in the paper's released code, taken by `--as-published`."""
+    ghosts: bool = False
+    """Whether its student has ghost modules; its model is cut to --width even where nothing is quantised."""
     stages: tuple[Stage, ...] = ()
     """What is trained after what; empty: one training, with `losses`. Else `losses` has every term in use."""
     low_activations: Mapping[str, Any] = field(default_factory=dict)
@@ -178,7 +184,18 @@ class Recipe:
         Raises:
             UsageError: widths the method does not define, or options that have no meaning for it.
         """
-        if not self.weight_bits:
+        for name, number in (
+            ("--width", config.width),
+            ("--ghosts", config.ghosts),
+            ("--ghost-kernel", config.ghost_kernel),
+        ):
+            if number is not None and not self.ghosts:
+                raise UsageError(
+                    f"method {self.name} has no ghost modules, so {name} {number:g} has no meaning for it; "
+                    "leave it out, or take ghostbert"
+                )
+        text = config.bits or self.default_bits
+        if not self.weight_bits or text == self.default_bits == _FLOAT:
             for option, value in (
                 ("--bits", config.bits),
                 ("--activations", config.activations),
@@ -187,14 +204,16 @@ class Recipe:
                 ("--solver", config.solver),
                 ("--position-bits", config.position_bits),
                 ("--activation-clip", config.activation_clip),
-                ("--as-published", config.as_published or None),
+                ("--as-published", (config.as_published and not self.published) or None),
             ):
-                if value is not None and value != "32-32-32":
+                if value is not None and value != _FLOAT:
                     raise UsageError(
                         f"method {self.name} trains a float model; {option} {value} has no meaning for it"
                     )
-            return None
-        text = config.bits or self.default_bits
+            if not self.ghosts:
+                return None
+            values = {**self.quant, **(self.published if config.as_published else {})}
+            return QuantConfig(method=self.name, bits=_FLOAT, position_bits=32, **values)
         bits = parse_bits(text)
         tables = self.embedding_bits or self.weight_bits
         if (
