@@ -204,6 +204,8 @@ def _report(
             "cpu": environment().cpu,
             "threads": torch.get_num_threads(),
             "cuda": torch.cuda.is_available(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
         },
         "versions": {
             "qexport": qexport.__version__,

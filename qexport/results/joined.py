@@ -164,7 +164,8 @@ class Joined:
         lines = []
         for row in self.rows:
             machine, versions = row["machine"], row["versions"]
-            device = "GPU" if machine.get("cuda") else f"{machine.get('threads', '?')} threads"
+            device = machine.get("gpu") or f"{machine.get('threads', '?')} threads"
+            device += f" in {machine['processes']} processes" if machine.get("processes", 1) > 1 else ""
             shown = ("qexport", "torch", "transformers", "onnxruntime", "python")
             packages = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
             lines.append(f"{machine['cpu']}, {machine['cores']} cores, training on {device}; {packages}")
