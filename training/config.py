@@ -98,6 +98,19 @@ class TrainConfig:
     eval_samples: int | None = None
     """Keep only so many rows of each evaluation split, drawn at random with --seed; default: all."""
 
+    augment: int | None = None
+    """Add up to so many copies of each text of a training row, with other words in it (TinyBERT's data
+    augmentation); default: none. TinyBERT takes 10 to 30, see docs/training.md."""
+    augment_model: str | None = None
+    """Masked language model that chooses those words, folder or hub id such as bert-base-uncased; default:
+    where the training starts from, if it has the head for it."""
+    augment_probability: float = 0.4
+    """Probability that a copy has another word in the place of a word."""
+    augment_candidates: int = 15
+    """Words to choose from for each word."""
+    glove: Path | None = None
+    """GloVe vectors, a text file, for words of several tokens; default: those words stay."""
+
     epochs: float | None = None
     """Passes over the training rows; default: 3. In methods with stages of each one; default: see
     docs/methods.md."""
@@ -197,6 +210,8 @@ class TrainConfig:
             "heads",
             "width",
             "ghosts",
+            "augment",
+            "augment_candidates",
         )
         for name in positive:
             value = getattr(self, name)
@@ -219,6 +234,13 @@ class TrainConfig:
             raise UsageError(f"--width is a share of the heads, at most 1, got {self.width:g}")
         if self.ghost_kernel is not None and (self.ghost_kernel < 1 or self.ghost_kernel % 2 == 0):
             raise UsageError(f"--ghost-kernel must be odd and at least 1, got {self.ghost_kernel}")
+        if not 0 <= self.augment_probability <= 1:
+            raise UsageError(f"--augment-probability must be in 0..1, got {self.augment_probability:g}")
+        for option, given in (("--augment-model", self.augment_model), ("--glove", self.glove)):
+            if given is not None and not self.augment:
+                raise UsageError(
+                    f"{option} {given} has no meaning without --augment; give the number of copies"
+                )
         if self.truncation is not None and not 0 <= self.truncation < 1:
             raise UsageError(f"--truncation must be at least 0 and below 1, got {self.truncation:g}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,9 @@ class TaskData:
     source: str
     """Where the rows came from, for people; says which parts are not official splits."""
     fingerprint: str
-    """sha256 over the rows of all splits, after sampling."""
+    """sha256 over the rows of all splits, after sampling and before augmentation."""
+    augmentation: Mapping[str, Any] | None = None
+    """How the training rows were augmented, for the report; None where they were not."""
 
 
 def _sample(split: Split, count: int | None, seed: int, option: str) -> Split:

@@ -20,7 +20,7 @@ from qexport.atomic import atomic_write_bytes
 from qexport.errors import DiskFullError, UsageError
 from qexport.training.rows import Split
 
-__all__ = ["Encoded", "encode_texts", "pad"]
+__all__ = ["Encoded", "cache_folder", "encode_texts", "pad"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ _CACHE_FORMAT = "qexport-encoded-1"
 _ENCODE_ROWS = 4096
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Folder of what the next run need not compute again: $QEXPORT_CACHE, else ~/.cache/qexport."""
     named = os.environ.get("QEXPORT_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "qexport"
 
@@ -113,7 +114,7 @@ def encode_texts(
     own.no_padding()
     own.enable_truncation(max_length, strategy="longest_first")
     key = hashlib.sha256("\n".join((_CACHE_FORMAT, split.digest, own.to_str())).encode()).hexdigest()
-    path = (_cache_folder() if cache_dir is None else cache_dir) / "encoded" / f"{key}.npz"
+    path = (cache_folder() if cache_dir is None else cache_dir) / "encoded" / f"{key}.npz"
     cached = _cache_read(path, split.labels)
     if cached is not None:
         return cached

@@ -11,7 +11,7 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from qexport.errors import EnvironmentProblem, MissingPackageError, UnsupportedModelError
 from qexport.training.hf_quantizer import QexportQuantizer
@@ -25,6 +25,7 @@ __all__ = [
     "load",
     "load_config",
     "load_encoder",
+    "load_masked_lm",
     "quiet_transformers",
     "resolve_model",
 ]
@@ -137,6 +138,29 @@ def load_encoder(name: str, *, kind: Kind | None = None, **kwargs: Any) -> PreTr
         model: PreTrainedModel = head.auto_class.from_pretrained(path, config=config, dtype="float32")
     model.set_attn_implementation(ATTENTION_NAME)
     return model
+
+
+def load_masked_lm(name: str) -> PreTrainedModel:
+    """An encoder with its head for masked words, float32, in evaluation mode.
+
+    Args:
+        name: folder, hub id or "minilm".
+    Raises:
+        UnsupportedModelError: no such head in the checkpoint, or its files cannot be read.
+        EnvironmentProblem: see `load_encoder`.
+    """
+    path = resolve_model(name)
+    with _reading(name, path):
+        found = AutoModelForMaskedLM.from_pretrained(path, dtype="float32", output_loading_info=True)
+        model, info = found
+        missing = sorted(info["missing_keys"])
+    if missing:
+        raise UnsupportedModelError(
+            f"{name} has no head for masked words ({missing[0]} is missing); name a model that has one, such "
+            "as bert-base-uncased, with --augment-model"
+        )
+    result: PreTrainedModel = model.eval()
+    return result
 
 
 @contextlib.contextmanager

@@ -195,6 +195,7 @@ def _report(
             "source": data.source,
             "fingerprint": data.fingerprint,
             "train_rows": len(data.train.texts) if data.train else 0,
+            "augmentation": data.augmentation,
             "eval_rows": {name: len(split.texts) for name, split in data.evals.items()},
         },
         "teacher": config.teacher,

@@ -34,6 +34,7 @@ from qexport.errors import Interrupted, MissingPackageError, UsageError
 from qexport.training.batches import Rows, collator, predict_logits
 from qexport.training.calibration import calibrate
 from qexport.training.callbacks import Curvature, Lines, StopOnSignal, Thresholds
+from qexport.training.candidates import augment_data
 from qexport.training.config import TrainConfig
 from qexport.training.data import Encoded, TaskData, encode, load_task_data, load_tokenizer, pad_token_id
 from qexport.training.distiller import Distiller
@@ -105,6 +106,9 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
         raise UsageError(f"task {task.name}: {data.source} has no training or no evaluation rows")
     sizes = ", ".join(f"{name} {len(split.texts)}" for name, split in data.evals.items())
     say(f"data: {task.name}, {len(data.train.texts)} training rows, {sizes} ({data.source})")
+    data = augment_data(config, data, source, say)
+    grown = data.train
+    assert grown is not None
 
     tokenizer_folder = Path(resolve_model(source))
     if not tokenizer_folder.is_dir():
@@ -127,7 +131,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
         plan=plan,
         steps=steps,
         data=data,
-        rows=encode(data.train, tokenizer, max_length),
+        rows=encode(grown, tokenizer, max_length),
         kind=kind,
         evals={name: judged(task, split) for name, split in data.evals.items()},
         tuning=None if data.tuning is None else judged(task, data.tuning),
@@ -217,6 +221,8 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
         run.say(mark + line)
 
     set_seed(config.seed)
+    if material.size is not None and not material.finished:
+        say("making the student out of its teacher")
     model, teacher = build_pair(stage, material)
     quant = quantization_of(model)
     if quant is None or quant.wea.weight == 32:

@@ -28,6 +28,7 @@ PANELS = {
     "Size": ("layers", "hidden_size", "intermediate_size", "heads"),
     "Data": ("data_dir", "train_file", "eval_file", "text_column", "text_pair_column", "label_column",
              "regression", "eval_articles", "train_samples", "eval_samples", "max_length"),
+    "Augmentation": ("augment", "augment_model", "augment_probability", "augment_candidates", "glove"),
     "Optimisation": ("epochs", "max_steps", "lr", "weight_step_lr", "activation_step_lr", "batch_size",
                      "eval_batch_size", "gradient_accumulation", "warmup", "weight_decay", "dropout", "seed",
                      "bf16", "threads", "group_by_length"),
@@ -57,6 +58,9 @@ def train(
       qexport train --method kdlsq --model small --teacher teacher --task sst2 -o small-quantised
 
       qexport train --method ghostbert --width 0.5 --teacher teacher --task sst2 -o narrow
+
+      qexport train --method ternarybert --teacher teacher --task rte -o student
+      --augment 30 --augment-model bert-base-uncased
 
       qexport train --method fp32 --model minilm --data train.csv --eval eval.csv
       --text-column text --label-column label -o own
