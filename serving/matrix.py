@@ -102,7 +102,8 @@ def columns(report: Report) -> list[Column]:
                     clock=cell.clock if cell else "none", versions=target.versions,
                 )
             )  # fmt: skip
-    return sorted(found, key=lambda column: column.engine != report.base_engine)
+    home = next((one.target for one in found if one.engine == report.base_engine), "")
+    return sorted(found, key=lambda column: (column.target != home, column.engine != report.base_engine))
 
 
 def _is_base(report: Report, name: str) -> bool:

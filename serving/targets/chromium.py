@@ -273,12 +273,11 @@ class Chromium:
         """End the browser with its children, and remove its profile."""
         if self._socket is not None:
             self._socket.close()
-        if self._process.poll() is None:
-            with contextlib.suppress(OSError):
-                if os.name == "posix":
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                else:
-                    self._process.kill()
+        with contextlib.suppress(OSError):
+            if os.name == "posix":  # its own group, so that no helper process outlives a browser that died
+                os.killpg(self._process.pid, signal.SIGKILL)
+            elif self._process.poll() is None:
+                self._process.kill()
         self._process.wait()
         self._clean()
 
