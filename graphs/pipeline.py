@@ -40,7 +40,10 @@ from qexport.graphs.rewrites import (
     simplify_reshape,
 )
 
-__all__ = ["LOWERINGS", "PASSES", "Pass", "PassReport", "finish", "layer_norm_outputs", "lower", "run_passes"]
+__all__ = [
+    "LOWERINGS", "PASSES", "Pass", "PassReport", "finish", "inline_functions", "layer_norm_outputs", "lower",
+    "run_passes",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +273,7 @@ def finish(model: ir.Model, target: Target, metadata: Mapping[str, str], version
         proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
     _keep_few_shapes(proto.graph)
     if target.inline and used:
-        proto = _inline(proto, other_engines=target.other_engines)
+        proto = inline_functions(proto, other_engines=target.other_engines)
     onnx.helper.set_model_props(proto, dict(metadata))
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -302,8 +305,13 @@ def _compact(function: onnx.FunctionProto) -> onnx.FunctionProto:
     return function
 
 
-def _inline(proto: onnx.ModelProto, *, other_engines: bool) -> onnx.ModelProto:
-    """Bodies in place of calls; tables and constants that the bodies share are stored once."""
+def inline_functions(proto: onnx.ModelProto, *, other_engines: bool = True) -> onnx.ModelProto:
+    """Bodies in place of calls; tables and constants that the bodies share are stored once.
+
+    Args:
+        proto: a model with functions.
+        other_engines: write operators out that engines other than ONNX Runtime lack.
+    """
     expand = (Pass("expand-row-quantize", _rules(expand_row_quantize.rules)),) if other_engines else ()
     inlined = ir.serde.deserialize_model(onnx.inliner.inline_local_functions(proto))
     run_passes(

@@ -25,7 +25,11 @@ from qexport.errors import EnvironmentProblem, MissingPackageError, OutputExists
 from qexport.serving.kernels import file_name
 from qexport.serving.kernels.binary import Binary, read_binary
 
-__all__ = ["MAX_BYTES", "TARGETS", "BuildTarget", "Built", "build", "find_target", "host_target"]
+__all__ = [
+    "MAX_BYTES", "TARGETS", "BuildTarget", "Built", "build", "find_target", "find_zig",
+    "host_target",
+    "run_commands",
+]  # fmt: skip
 
 MAX_BYTES = 300_000
 """What a library may weigh."""
@@ -150,7 +154,7 @@ def build(
     path = output / target.file
     if path.exists() and not force:
         raise OutputExistsError(f"{path} exists; pass --force to replace it or choose another --output")
-    zig = _zig()
+    zig = find_zig()
     begin = time.perf_counter()
     with disk_errors(path), tempfile.TemporaryDirectory(prefix="qexport-kernels-") as work:
         data = _compile(zig, target, Path(work), report)
@@ -159,7 +163,12 @@ def build(
     return Built(target.name, path, len(data), needs, time.perf_counter() - begin)
 
 
-def _zig() -> Path:
+def find_zig() -> Path:
+    """The compiler in the package ziglang.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     try:
         import ziglang
     except ImportError as error:
@@ -193,10 +202,10 @@ def _compile(zig: Path, target: BuildTarget, work: Path, report: Callable[[str],
         objects.append(str(work / f"{index}.o"))
         files = ["-c", str(SOURCES / source), "-o", objects[-1]]
         commands[source] = [*compiler, *flags, *map(_for_zig, own), *files]
-    _run(commands, environment, work, report)
+    run_commands(commands, environment, work, report)
     linked = work / target.file
     link = [*compiler, "-shared", "-s", *_link_flags(target), *objects, "-o", str(linked)]
-    _run({target.file: link}, environment, work, report)
+    run_commands({target.file: link}, environment, work, report)
     return linked.read_bytes()
 
 
@@ -214,7 +223,7 @@ def _link_flags(target: BuildTarget) -> list[str]:
     return ["-nostdlib", "-Wl,-z,defs", f"-Wl,-soname,{target.file}", exports]
 
 
-def _run(
+def run_commands(
     commands: dict[str, list[str]], environment: dict[str, str], work: Path, report: Callable[[str], None]
 ) -> None:
     """Run named commands, as many at a time as there are processors; none outlives this call."""

@@ -42,9 +42,14 @@ _BUILT_IN = {
     "reference": "qexport.serving.targets.reference",
     "node": "qexport.serving.targets.node",
     "web": "qexport.serving.targets.web",
+    "arm64": "qexport.serving.targets.arm64",
+    "openvino": "qexport.serving.targets.openvino",
 }
 
-_ADDRESSES: dict[str, str] = {}
+_ADDRESSES: dict[str, str] = {
+    "ssh": "qexport.serving.targets.device:from_address",
+    "adb": "qexport.serving.targets.device:from_address",
+}
 """Kind of address, without "://" -> "module:function", which takes the whole address."""
 
 

@@ -46,7 +46,7 @@ def ziglang() -> None:
 @pytest.fixture
 def prebuilt(monkeypatch: pytest.MonkeyPatch) -> bytes:
     """The compiler's work is done before it starts: whatever is built, these bytes come out."""
-    monkeypatch.setattr(crossbuild, "_zig", lambda: Path("zig"))
+    monkeypatch.setattr(crossbuild, "find_zig", lambda: Path("zig"))
     monkeypatch.setattr(crossbuild, "_compile", lambda *_: b"a library")
     monkeypatch.setattr(crossbuild, "_check", lambda *_: ())
     return b"a library"

@@ -1,0 +1,66 @@
+"""Target arm64: what it asks for, and (slow, where it is prepared) its numbers."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from required import missing
+
+from qexport.errors import EnvironmentProblem, MissingToolError
+from qexport.serving.emulation import root
+from qexport.serving.session import Session
+from qexport.serving.targets import get_target
+
+BATCH = {"input_ids": np.array([[2, 5, 3], [2, 3, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
+
+on_x86_linux = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="arm64 is emulated on x86-64 Linux"
+)
+
+
+@on_x86_linux
+def test_arm64_says_what_prepares_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    target = get_target("arm64")
+    monkeypatch.setenv("QEXPORT_CACHE", str(tmp_path))
+    monkeypatch.setattr("qexport.serving.emulation.emulator.emulator", lambda: "/usr/bin/qemu-aarch64")
+    with pytest.raises(MissingToolError, match="run: qexport target prepare arm64"):
+        target.check()
+    monkeypatch.setattr("qexport.serving.emulation.emulator.emulator", lambda: None)
+    with pytest.raises(MissingToolError, match="run: apt-get install qemu-user"):
+        target.check()
+    assert [target.clock(mode) for mode in target.modes] == ["none", "none"]
+
+
+def test_a_package_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
+    name = next(iter(root._SHA256))
+    (tmp_path / name).write_bytes(b"something else")
+    with pytest.raises(EnvironmentProblem, match=f"the checksum of {name.replace('+', '.')} is wrong"):
+        root._checked(tmp_path / name)
+
+
+@pytest.mark.slow
+@on_x86_linux
+def test_emulated_arm64_gives_the_numbers_of_x86(ternary_folder: Path) -> None:
+    """Logits are near (LayerNorm and softmax differ), and instructions are counted the same twice."""
+    target = get_target("arm64")
+    try:
+        target.check()
+    except EnvironmentProblem as problem:
+        missing(str(problem))
+    file = ternary_folder / "model.onnx"
+    expected = Session(file).run(BATCH)["logits"]
+    counts = []
+    for _ in range(2):
+        place = target.start(lambda line: None)
+        try:
+            for mode in target.modes:
+                found = place.open(file, mode=mode, threads=1).run(BATCH)["logits"]
+                np.testing.assert_allclose(found, expected, atol=2e-2)
+            counts.append([measure.value for measure in place.measures()])
+        finally:
+            place.close()
+    assert len(counts[0]) == 4 and counts[0] == counts[1] and min(counts[0]) > 1000
