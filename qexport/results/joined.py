@@ -164,11 +164,12 @@ class Joined:
         lines = []
         for row in self.rows:
             machine, versions = row["machine"], row["versions"]
-            device = machine.get("gpu") or f"{machine.get('threads', '?')} threads"
+            count = machine.get("threads", "?")
+            device = machine.get("gpu") or f"{count} CPU thread{'s' * (count != 1)}"
             device += f" in {machine['processes']} processes" if machine.get("processes", 1) > 1 else ""
             shown = ("qexport", "torch", "transformers", "onnxruntime", "python")
             packages = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
-            lines.append(f"{machine['cpu']}, {machine['cores']} cores, training on {device}; {packages}")
+            lines.append(f"{machine['cpu']}, {machine['cores']} cores, trained on {device}; {packages}")
         return list(dict.fromkeys(lines))
 
 
@@ -187,10 +188,18 @@ def join(tables: Sequence[Path]) -> Joined:
     if not newest:
         raise DataError(f"{', '.join(map(str, tables))}: no rows yet; run qexport sweep first")
     done = [row for row in newest.values() if row["status"] == "done"]
-    names = dict.fromkeys(name for row in done for name in row["groups"])
-    groups = tuple(_group(name, [row for row in done if name in row["groups"]]) for name in names)
+    names = list(dict.fromkeys(name for row in done for name in row["groups"]))
+    parts = [(name, _of_group(name, done, first=name == names[0])) for name in names]
+    groups = tuple(_group(name, rows) for name, rows in parts if rows)
     failed = tuple(row for row in newest.values() if row["status"] != "done")
     return Joined(groups, failed, tuple(done))
+
+
+def _of_group(name: str, done: Sequence[Row], *, first: bool) -> list[Row]:
+    """Rows of a group; in all but the first a task whose teacher alone is there tells nothing new."""
+    rows = [row for row in done if name in row["groups"]]
+    taught = {row["task"] for row in rows if row["teacher"] is not None}
+    return [row for row in rows if first or row["task"] in taught or len(row["groups"]) == 1]
 
 
 def _rank(row: Row) -> tuple[bool, str]:

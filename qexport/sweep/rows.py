@@ -135,6 +135,9 @@ def _source(train: Mapping[str, Any]) -> str:
     text = f"{data['source']}; {data['train_rows']} training rows"
     if arguments.get("train_samples"):
         text += f", at most {arguments['train_samples']} drawn with seed {train['seed']}"
+    if data.get("augmentation"):
+        parts = ", ".join(f"{name} {value}" for name, value in data["augmentation"].items())
+        text += f", augmented: {parts}"
     if arguments.get("eval_samples"):
         text += f"; at most {arguments['eval_samples']} evaluation rows drawn with seed {train['seed']}"
     return text

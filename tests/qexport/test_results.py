@@ -55,6 +55,16 @@ def test_option_that_a_grid_varies_makes_variants_and_one_that_a_task_needs_does
     assert len(group.averages()[1].tasks) == 2
 
 
+def test_later_groups_leave_out_tasks_of_which_only_the_teacher_is_there(tmp_path: Path) -> None:
+    both = ("results", "rates")
+    rows = [made_row("fp32", task, 0.6, bits="32-32-32", groups=both) for task in ("rte", "cola")]
+    table = _table(tmp_path / "t", *rows, made_row("lsq", "cola", 0.5, drop=1.0, groups=("rates",)))
+    assert [(group.name, group.tasks) for group in join([table]).groups] == [
+        ("results", ("rte", "cola")),
+        ("rates", ("cola",)),
+    ]
+
+
 def test_newest_finished_row_counts_where_tables_share_a_run(tmp_path: Path) -> None:
     old, new = (made_row("kdlsq", "rte", value) for value in (0.5, 0.6))
     new["created"] = "2026-02-01T00:00:00+00:00"
