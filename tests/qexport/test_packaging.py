@@ -86,7 +86,13 @@ def test_wheel_holds_every_source_and_data_file(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     missing = [place for _, place in _sources() if place not in names]
     assert not missing
-    for needed in ("qexport/py.typed", "qexport/serving/report.schema.json", "qexport/training/config.py"):
+    for needed in (
+        "qexport/py.typed",
+        "qexport/serving/report.schema.json",
+        "qexport/serving/targets/js/engine.mjs",
+        "qexport/serving/targets/js/package-lock.json",
+        "qexport/training/config.py",
+    ):
         assert needed in names
     assert [name for name in names if name.endswith((".html", ".jinja", ".j2"))]
 
