@@ -42,8 +42,8 @@ def run_command(
 ) -> int:
     """Run `qexport WORDS` to its end; what it prints is added to `log`.
 
-    The child has a process group of its own. The first Ctrl-C is handed to it once, and waited for: a
-    training then writes its checkpoint. A second one stops it at once, a third kills it. A child whose
+    The child has a process group of its own. The first Ctrl-C is handed to it once, as SIGTERM, and waited
+    for: a training then writes its checkpoint. A second one stops it at once, a third kills it. A child whose
     parent was killed gets SIGTERM, where the system can do that.
 
     Args:
@@ -84,7 +84,8 @@ def run_command(
 
 
 def _wait(child: subprocess.Popen[bytes], log: Path, start: int, say: Callable[[str], None]) -> int:
-    stops = [signal.SIGINT, signal.SIGINT, getattr(signal, "SIGKILL", signal.SIGTERM)]
+    # SIGTERM, which qexport takes as Ctrl-C: a child of a background shell begins with SIGINT ignored.
+    stops = [signal.SIGTERM, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)]
     interrupted = False
     shown, last = "", time.monotonic()
     while True:

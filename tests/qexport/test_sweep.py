@@ -208,7 +208,7 @@ def test_command_that_fails_gives_its_own_sentence(tmp_path: Path) -> None:
 def test_ctrl_c_reaches_the_child_once_and_is_waited_for(tmp_path: Path, restored_sigint: None) -> None:
     text = (
         "import signal, sys, time\ndef stop(*_):\n    print('stopped once', flush=True)\n"
-        "    time.sleep(0.3)\n    sys.exit(130)\nsignal.signal(signal.SIGINT, stop)\n"
+        "    time.sleep(0.3)\n    sys.exit(130)\nsignal.signal(signal.SIGTERM, stop)\n"
         "print('ready', flush=True)\ntime.sleep(60)\n"
     )
     log = tmp_path / "log.txt"
