@@ -46,6 +46,9 @@ class ExportConfig:
     """Oldest ONNX Runtime that must run the file well; below 1.20 function bodies are written in place."""
     inline: bool = False
     """Write function bodies in place of `ai.qexport` nodes, for engines without functions (OpenVINO)."""
+    with_tokenizer: bool = False
+    """Write model-text.onnx too: the same model with BERT's WordPiece in front, so that an app sends a
+    string; it runs where onnxruntime-extensions is (extra tokenizer)."""
     force: bool = False
     """Replace an existing output folder."""
     check: bool = True

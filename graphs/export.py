@@ -30,6 +30,7 @@ from qexport.graphs.config import ExportConfig
 from qexport.graphs.export_modules import ExportWrapper, replace_by_twins
 from qexport.graphs.inventory import Inventory, format_bytes, inspect_file
 from qexport.graphs.pipeline import finish, layer_norm_outputs, lower
+from qexport.graphs.text_input import TEXT_FILE, require_wordpiece, text_parity, with_wordpiece
 from qexport.serving.kinds import OutputKind
 from qexport.serving.kinds import get_kind as serving_kind
 from qexport.training.data import load_tokenizer, pad_token_id
@@ -139,6 +140,13 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
     feeds = _parity_feeds(source, model)
     expected = _torch_outputs(model, feeds) if config.check else None
     description = _description(source, model)
+    longest = description["max_length"] or ExportWrapper.longest(model)
+    if config.with_tokenizer and description["kind"] not in ("classification", "regression"):
+        raise UnsupportedModelError(
+            f"{source}: --with-tokenizer is for models that label a text, this is one for "
+            f"{description['kind']}; leave the option out"
+        )
+    words = require_wordpiece(source, longest) if config.with_tokenizer else None
     target = config.target()
     proto, layer_norms = export_graph(model, config, _metadata(description))
     report(
@@ -152,6 +160,11 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
         if expected is not None:
             parity = _compare(path, feeds, expected, serving_kind(description["kind"]))
             report(f"ONNX Runtime {onnxruntime.__version__} against PyTorch: {parity.max_abs_difference:.1e}")
+        text = None
+        if words is not None:
+            (part / TEXT_FILE).write_bytes(with_wordpiece(proto, words).SerializeToString(deterministic=True))
+            text = text_parity(path, part / TEXT_FILE, feeds, PARITY_TEXTS)
+            report(f"{TEXT_FILE}: the logits of {text['same_logits']} of {text['rows']} sentences are equal")
         inventory = inspect_file(path)
         folders.write_config(source, part)
         folders.copy_tokenizer(source, part)
@@ -163,6 +176,7 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
                 "target": {"opset": target.opset, "ir_version": target.ir_version, "inline": target.inline,
                            "min_ort": config.min_ort},
                 "parity": parity.to_json() if parity else None,
+                **({"text_input": text} if text else {}),
                 "inventory": inventory.to_json()["rows"],
                 "layer_norms": layer_norms,
                 "source": {"path": str(config.model), "weights_sha256": folders.weights_sha256(source)},

@@ -34,6 +34,7 @@ __all__ = [
     "has_operators",
     "kernels_in",
     "library_problem",
+    "names_domain",
 ]
 
 ISAS = ISA_NAMES
@@ -83,10 +84,15 @@ class Library:
 
 def has_operators(model: Path) -> bool:
     """Whether an ONNX file names the domain `ai.qexport`; a float or an inlined export does not."""
+    return names_domain(model, _DOMAIN)
+
+
+def names_domain(model: Path, domain: bytes) -> bool:
+    """Whether the name of a domain of operators stands anywhere in a file."""
     if model.stat().st_size == 0:
         return False
     with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(_DOMAIN) >= 0
+        return content.find(domain) >= 0
 
 
 def library_problem() -> EnvironmentProblem | None:

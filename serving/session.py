@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import ShapeError, UnsupportedModelError, UsageError
+from qexport.serving.extensions import register_extensions
 from qexport.serving.kinds import KNOWN_INPUTS, OutputKind, decoding_of, kind_of_graph
 from qexport.serving.native import SessionEngine, kernels_in
 
@@ -48,6 +49,9 @@ Batch = Mapping[str, npt.NDArray[Any]]
 """Feeds of one run: input_ids, attention_mask and, for some models, token_type_ids; int64 [B, S] each."""
 
 Float32Array = npt.NDArray[np.float32]
+
+TEXT_INPUT = "text"
+"""The one input of a file of `to-onnx --with-tokenizer`: string [1], or [2] for a pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,7 @@ class Session:
         source: str | bytes = str(self.path)
         if self._extra:
             source = _with_outputs(self.path, self._extra)
+        register_extensions(options, self.path)
         with kernels_in(options, self.path, mode=kernels, isa=isa) as engine:
             self.engine: SessionEngine = engine
             """What runs the `ai.qexport` operators: `name` is "native" or "stock"; `isa`, `version`."""
@@ -207,9 +212,12 @@ class Session:
     def _check_contract(self) -> None:
         outputs = {node.name: node.shape for node in self._session.get_outputs()}
         stated = read_json(self.folder / "qexport.json").get("kind")
-        self.kind: OutputKind = kind_of_graph(self.path, self.inputs, outputs, stated)
+        self.takes_text: bool = self.inputs == (TEXT_INPUT,)
+        """Whether the graph tokenises by itself; `predict` works, `run` and `logits` do not."""
+        inputs = ("input_ids",) if self.takes_text else self.inputs
+        self.kind: OutputKind = kind_of_graph(self.path, inputs, outputs, stated)
         """What kind of model it is, by its outputs."""
-        for node in self._session.get_inputs():
+        for node in self._session.get_inputs() if not self.takes_text else []:
             if node.type != "tensor(int64)" or len(node.shape) != 2:
                 raise UnsupportedModelError(
                     f"{self.path}: input {node.name} must be int64 [batch, sequence], got {node.type} "
@@ -220,6 +228,10 @@ class Session:
         """Columns of the logits; 0 when the graph does not say."""
 
     def _feeds(self, batch: Batch) -> dict[str, npt.NDArray[np.int64]]:
+        if self.takes_text:
+            raise UnsupportedModelError(
+                f"{self.path} takes text, not token ids; call predict with texts, or use model.onnx beside it"
+            )
         if "input_ids" not in batch:
             raise ShapeError(f"a batch must hold input_ids, got {sorted(batch)}")
         ids = np.ascontiguousarray(batch["input_ids"], dtype=np.int64)
@@ -400,9 +412,30 @@ class Session:
         found: list[Prediction] = []
         for start in range(0, len(texts), step):
             stop = start + step
-            logits = self.logits(self.encode(texts[start:stop], None if pairs is None else pairs[start:stop]))
+            more = None if pairs is None else pairs[start:stop]
+            if self.takes_text:
+                logits = self._logits_of_texts(texts[start:stop], more)
+            else:
+                logits = self.logits(self.encode(texts[start:stop], more))
             found.extend(self._prediction(row) for row in logits)
         return found
+
+    def _logits_of_texts(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Float32Array:
+        """Logits of a graph that tokenises by itself: one run for each text or pair, float32 [B, C]."""
+        rows = [(text,) for text in texts] if pairs is None else list(zip(texts, pairs, strict=True))
+        found = []
+        for row in rows:
+            try:
+                found.append(
+                    self._session.run([self.kind.outputs[0]], {TEXT_INPUT: np.array(row, dtype=object)})[0]
+                )
+            except runtime_errors() as error:
+                reason = " ".join(str(error).split())
+                raise UnsupportedModelError(
+                    f"{self.path} failed on a text of {len(row[0])} characters ({reason[:300]}); use "
+                    "model.onnx"
+                ) from error
+        return np.concatenate(found).astype(np.float32, copy=False)
 
     def _prediction(self, row: Float32Array) -> Prediction:
         if row.shape[0] == 1:

@@ -33,6 +33,8 @@ def to_onnx(
       qexport to-onnx teacher teacher-onnx
 
       qexport to-onnx student -o old --min-ort 1.16 --inline
+
+      qexport to-onnx student -o app --with-tokenizer
     """
     from qexport.graphs.export import to_onnx as run
 

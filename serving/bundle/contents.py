@@ -22,13 +22,13 @@ from qexport.errors import UnsupportedModelError
 from qexport.serving.bundle.config import BundleConfig
 from qexport.serving.bundle.runtime_web import WEB_FILES, WEB_VERSION, find_web_runtime
 from qexport.serving.bundle.targets import BundleTarget
-from qexport.serving.bundle.wordpiece import WordPiece, read_wordpiece
 from qexport.serving.kernels import library_path
 from qexport.serving.kernels.crossbuild import build as build_kernels
 from qexport.serving.kernels.crossbuild import find_target as find_kernels
 from qexport.serving.kernels.crossbuild import host_target
 from qexport.serving.native import has_operators
 from qexport.serving.session import Session, read_json
+from qexport.wordpiece import WordPiece, read_wordpiece
 
 __all__ = ["ANDROID_RUNTIME", "IOS_RUNTIME", "SAMPLES", "BundleResult", "bundle", "fill"]
 
@@ -126,7 +126,7 @@ def _about(session: Session) -> tuple[dict[str, Any], WordPiece | str]:
         UnsupportedModelError: the model answers something else than one label or one number per text.
     """
     written = read_json(session.folder / "qexport.json")
-    kind = written.get("kind") or ("regression" if session.num_labels == 1 else "classification")
+    kind = session.kind.name
     if kind not in ("classification", "regression"):
         raise UnsupportedModelError(
             f"{session.folder} is a model for {kind}; a bundle's sample can show text classification and "

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from qexport.serving.bundle.contents import SAMPLES, fill
-from qexport.serving.bundle.wordpiece import WordPiece
+from qexport.wordpiece import WordPiece
 
 HERE = Path(__file__).parent / "wordpiece"
 ANDROID = SAMPLES / "android" / "app" / "src" / "main" / "kotlin" / "ai" / "qexport" / "sample"

@@ -17,7 +17,7 @@ from typing import Any
 import onnxruntime
 import pytest
 from required import missing
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tiny_wordpiece import WORDS, write_wordpiece
 
 from qexport.cli import main
 from qexport.errors import (
@@ -34,24 +34,6 @@ from qexport.serving.session import load_onnx
 from qexport.serving.targets import npm
 from qexport.serving.targets.chromium import Chromium, find_chromium
 from qexport.serving.targets.loopback import Loopback
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "fine", "film", "##s", "dull", "é", ",", "plot"]
-
-
-def write_wordpiece(folder: Path) -> None:
-    """A tokenizer of twelve pieces in the shape of BERT's."""
-    tokenizer = Tokenizer(
-        models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]")
-    )
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    tokenizer.add_special_tokens(WORDS[:4])
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")

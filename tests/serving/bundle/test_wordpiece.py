@@ -33,8 +33,8 @@ from wordpiece_programs import (
 
 from qexport.errors import MissingToolError, UnsupportedModelError
 from qexport.serving.bundle.contents import SAMPLES
-from qexport.serving.bundle.wordpiece import WordPiece, read_wordpiece
 from qexport.serving.targets.npm import find_node
+from qexport.wordpiece import WordPiece, read_wordpiece
 
 GLUE = Path(__file__).parents[3].parent / "shared" / "data" / "glue"
 MAX_LENGTH = 32

@@ -1,18 +1,18 @@
-"""The tokenizer of a folder as the samples' own WordPiece needs it, or why it cannot be.
+"""BERT's WordPiece in a folder: its settings and vocabulary, or why the tokenizer there is another one.
 
-The samples carry a WordPiece of their own (C, JavaScript, Kotlin, Swift), which does what BERT's
-tokenizer.json describes and no more. Anything else in the file is a reason to let the sample take token ids.
+The samples of `qexport bundle` carry a WordPiece of their own, and `to-onnx --with-tokenizer` puts one in
+front of the graph. Both do what BERT's tokenizer.json describes and no more.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qexport.errors import UnsupportedModelError
-from qexport.serving.session import read_json
 
 __all__ = ["WordPiece", "read_wordpiece"]
 
@@ -52,7 +52,7 @@ class WordPiece:
 
 
 def read_wordpiece(folder: Path, max_length: int) -> WordPiece | str:
-    """The tokenizer in `folder`, or one clause that says why the samples' WordPiece is not it.
+    """The tokenizer in `folder`, or one clause that says why it is not BERT's WordPiece.
 
     Raises:
         UnsupportedModelError: no tokenizer.json, or it is damaged.
@@ -63,7 +63,10 @@ def read_wordpiece(folder: Path, max_length: int) -> WordPiece | str:
             f"{folder} has no tokenizer.json, which the app needs; copy the tokenizer of the teacher beside "
             "model.onnx"
         )
-    content = read_json(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnsupportedModelError(f"{path} is not valid JSON ({error}); copy it again") from error
     model, normalizer = _part(content, "model"), _part(content, "normalizer")
     kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "no model")
     if kind != "WordPiece":
