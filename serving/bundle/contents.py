@@ -127,6 +127,8 @@ def _about(session: Session) -> tuple[dict[str, Any], WordPiece | str]:
     """
     written = read_json(session.folder / "qexport.json")
     kind = session.kind.name
+    if kind == "classification" and session.num_labels == 1:
+        kind = "regression"
     if kind not in ("classification", "regression"):
         raise UnsupportedModelError(
             f"{session.folder} is a model for {kind}; a bundle's sample can show text classification and "

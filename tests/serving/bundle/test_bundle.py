@@ -14,8 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 from required import missing
 from tiny_wordpiece import WORDS, write_wordpiece
 
@@ -254,17 +256,27 @@ def test_refusals_name_the_way_out(model: Path, tmp_path: Path, no_compiler: lis
         make(model, "ios", tmp_path / "full")
     make(model, "ios", tmp_path / "full", force=True)
     assert not (tmp_path / "full" / "file").exists()
-    other = tmp_path / "qa"
+    other = tmp_path / "other"
     shutil.copytree(model, other)
-    written = json.loads((other / "qexport.json").read_text(encoding="utf-8"))
-    (other / "qexport.json").write_text(json.dumps({**written, "kind": "question-answering"}))
-    with pytest.raises(UnsupportedModelError, match="is a model for question-answering"):
-        make(other, "ios", tmp_path / "new")
     (other / "tokenizer.json").unlink()
-    (other / "qexport.json").write_text(json.dumps(written))
     with pytest.raises(UnsupportedModelError, match=r"no tokenizer\.json"):
         make(other, "ios", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_model_that_answers_questions_is_refused(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_folder()
+    graph = onnx.load(folder / "model.onnx")
+    graph.graph.node.append(helper.make_node("ReduceSum", ["kept", "last"], ["start_logits"], keepdims=0))
+    graph.graph.node.append(helper.make_node("Neg", ["start_logits"], ["end_logits"]))
+    del graph.graph.output[:]
+    for name in ("start_logits", "end_logits"):
+        graph.graph.output.append(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "sequence"])
+        )
+    onnx.save(graph, folder / "model.onnx")
+    with pytest.raises(UnsupportedModelError, match="show text classification and regression only"):
+        make(folder, "ios", tmp_path / "new")
 
 
 def test_a_failed_build_leaves_nothing(
