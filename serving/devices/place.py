@@ -176,7 +176,9 @@ class DevicePlace:
             if mode == self._native:
                 command += ["--kernels", self._kernels]
                 command += ["--isa", self._address.isa] if self._address.isa else []
-            channel = self._connection.start(f"exec {shlex.join(command)}")
+            # ONNX Runtime may leave files in the folder for temporary ones: they shall go with the others.
+            start = f"TMPDIR={shlex.quote(self._lodging.folder)} exec {shlex.join(command)}"
+            channel = self._connection.start(start)
             self._clients[key] = RunnerClient(channel, self._address.short)
         return self._clients[key]
 

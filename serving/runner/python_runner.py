@@ -161,6 +161,7 @@ class _Program:
             "onnxruntime": onnxruntime.__version__,
             "threads": options.threads,
         }
+        onnxruntime.disable_telemetry_events()
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
         settings.log_severity_level = 4

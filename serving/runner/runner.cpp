@@ -168,6 +168,7 @@ void open_session(const Options& options) {
     fail(OLD_RUNTIME, "ONNX Runtime ", base->GetVersionString(), " is too old, 1.17 is the oldest that runs the model");
   OrtEnv* env = nullptr;
   check(ort.call<3>(4, static_cast<const char*>("qexport"), &env), RUN_FAILED, "ONNX Runtime does not start");
+  check(ort.call<6>(env), RUN_FAILED, "ONNX Runtime does not turn its telemetry off");
   OrtSessionOptions* settings = nullptr;
   check(ort.call<10>(&settings), RUN_FAILED, "no session options");
   check(ort.call<22>(settings, 4), RUN_FAILED, "no log level");

@@ -14,7 +14,7 @@ from pathlib import Path
 
 DEBIAN = (
     "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libgcc-s1", "libstdc++6",
-    "zlib1g", "libexpat1", "libffi8",
+    "zlib1g", "libexpat1", "libffi8", "busybox-static",
 )  # fmt: skip
 PYTHON = (
     "onnxruntime==1.26.0",
