@@ -1,9 +1,4 @@
-"""Bundles: what an app developer needs to run an exported model on one platform."""
+"""Bundles: what an app developer needs to run an exported model on one platform.
 
-from __future__ import annotations
-
-from qexport.serving.bundle.config import BundleConfig
-from qexport.serving.bundle.contents import BundleResult, bundle
-from qexport.serving.bundle.targets import TARGETS
-
-__all__ = ["TARGETS", "BundleConfig", "BundleResult", "bundle"]
+Nothing is imported here: the command line reads `config` for its help, which must not load numpy.
+"""

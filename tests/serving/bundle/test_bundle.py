@@ -30,7 +30,10 @@ from qexport.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from qexport.serving.bundle import TARGETS, BundleConfig, bundle, contents
+from qexport.serving.bundle import contents
+from qexport.serving.bundle.config import BundleConfig
+from qexport.serving.bundle.contents import bundle
+from qexport.serving.bundle.targets import TARGETS
 from qexport.serving.kernels import library_path
 from qexport.serving.session import load_onnx
 from qexport.serving.targets import npm
