@@ -180,7 +180,7 @@ def _rows(config: VerificationConfig, session: Session) -> TaskData:
         task = str(written)
     if task is None and config.eval_file is None:
         raise UsageError("give --task (a registered task) or --eval (your own evaluation file)")
-    labels = None if task is not None or config.regression else session.labels
+    labels = None if task is not None or config.regression else session.labels or None
     return load_task_data(
         task, data_dir=config.data_dir, eval_file=config.eval_file, text_column=config.text_column,
         text_pair_column=config.text_pair_column, label_column=config.label_column,

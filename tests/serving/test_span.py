@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
+from tiny_models import tiny_tokenizer
 
-from qexport.errors import ShapeError
+from qexport.errors import DataError, ShapeError, UsageError
 from qexport.serving.evaluate import EvalRows, Evaluated
 from qexport.serving.kinds import get_kind, kind_of_graph
-from qexport.serving.kinds.span import MAX_ANSWER, N_BEST, SPAN, Questions
+from qexport.serving.kinds.span import MAX_ANSWER, N_BEST, SPAN, Questions, answer
 from qexport.serving.parity import compare_engines
 
 CONTEXT = "".join(f"w{number:02d} " for number in range(60))  # word i is characters 4 i to 4 i + 3
@@ -139,3 +142,48 @@ def test_engines_agree_where_their_answers_are_the_same_text() -> None:
     broken[0] = np.nan
     c = Evaluated(broken, every, SPAN.decode(items, broken, every, {}), {})
     assert compare_engines(rows, "native", c, "student", b).agreement == 0.0
+
+
+class _Session:
+    """A model of windows of 12 tokens whose logits are 9 at "great" and `empty` at [CLS], else 0."""
+
+    kind, batch_size, max_length, config = SPAN, 2, 12, {"pad_token_id": 0}
+
+    def __init__(self, empty: float = 0.0, **decoding: float) -> None:
+        self.tokenizer, self.empty, self.decoding = tiny_tokenizer(), empty, decoding
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        ids = batch["input_ids"]
+        self.shapes.append(ids.shape)
+        logits = np.where(ids == self.tokenizer.token_to_id("great"), 9.0, 0.0)
+        logits[:, 0] = self.empty
+        return {name: logits.astype(np.float32) for name in SPAN.outputs}
+
+
+def test_a_long_context_is_read_in_parts() -> None:
+    session: Any = _Session()
+    text = "the film is very so " * 5 + "the plot is great"
+    found = answer(session, "the plot", text)  # 29 tokens, 7 to a window, a new one each 3
+    assert (found.text, found.start, found.end) == ("great", len(text) - 5, len(text))
+    assert session.shapes == [(2, 12)] * 4 + [(1, 10)]
+    assert found.score == pytest.approx((np.exp(9) / (np.exp(9) + 5)) ** 2)  # its window has 5 of them
+
+
+def test_no_answer_is_given_by_models_that_may_say_so() -> None:
+    texts = ("the plot", "the film is very so")
+    assert answer(cast(Any, _Session(5.0)), *texts).text != ""
+    assert answer(cast(Any, _Session(5.0, null_threshold=11.0)), *texts).text != ""
+    found = answer(cast(Any, _Session(5.0, null_threshold=9.0)), *texts)
+    assert (found.text, found.start, found.end) == ("", None, None)
+    assert found.score == pytest.approx((np.exp(5) / (np.exp(5) + 5)) ** 2)
+
+
+def test_empty_texts_and_questions_without_room_are_one_sentence() -> None:
+    session: Any = _Session()
+    with pytest.raises(DataError, match="the context is empty"):
+        answer(session, "the film", " ")
+    with pytest.raises(DataError, match="the question is empty"):
+        answer(session, "", "the film")
+    with pytest.raises(UsageError, match=r"a question of 9 tokens leaves no room.*windows of 12 tokens"):
+        answer(session, "film " * 9, "the film")
