@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ def convert(config: type, name: str, node: Node) -> Any:
         UsageError: a value of another kind.
     """
     value = node.value
-    kinds = _kinds(typing.get_type_hints(config)[name])
+    kinds = _kinds(_hints(config)[name])
     if value is None:
         return None
     if tuple in kinds:
@@ -50,6 +51,11 @@ def convert(config: type, name: str, node: Node) -> Any:
         wanted = "a number" if float in kinds else "a whole number"
         raise node.error(f"{name} must be {wanted}, got '{value}'")
     return float(number) if float in kinds else int(number)
+
+
+@functools.cache
+def _hints(config: type) -> dict[str, Any]:
+    return typing.get_type_hints(config)
 
 
 def _kinds(hint: Any) -> set[Any]:
