@@ -12,6 +12,7 @@ from torch import nn
 
 from qexport.errors import UnsupportedModelError
 from qexport.training.kinds import get_kind
+from qexport.training.student import ATTENTION_NAME
 from qexport.training.width import Importance, cut_width, layer_sizes, reorder, unit_importance
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra")
@@ -26,7 +27,7 @@ def model_of(family: str) -> Any:
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    model.set_attn_implementation("qexport")
+    model.set_attn_implementation(ATTENTION_NAME)
     model.train(False)
     return model
 
@@ -135,7 +136,11 @@ def test_importance_adds_up_over_batches_and_orders_the_cut() -> None:
     both = unit_importance(model, [batch(1), batch(2)])
     torch.testing.assert_close(both[0].heads, one[0].heads + two[0].heads)
     before = model.get_submodule("bert.encoder.layer.1.intermediate.dense").weight.detach().clone()
+    query = model.get_submodule("bert.encoder.layer.0.attention.self.query").weight.detach().clone()
     reorder(model, both)
+    ranked = model.get_submodule("bert.encoder.layer.0.attention.self.query").weight
+    order = sorted(range(4), key=lambda head: -float(both[0].heads[head]))
+    assert order != sorted(order) and torch.equal(ranked.view(4, 5, 20), query.view(4, 5, 20)[order])
     after = model.get_submodule("bert.encoder.layer.1.intermediate.dense").weight
     assert torch.equal(after[0], before[int(both[1].neurons.argmax())])
     assert torch.equal(after[-1], before[int(both[1].neurons.argmin())])
