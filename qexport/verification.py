@@ -75,6 +75,9 @@ class VerificationConfig:
     can run, and stock; all is each that can run here (qexport target list)."""
     target_rows: int | None = None
     """Rows for the targets after the first one; default: each target's own limit."""
+    mobile_check: bool = False
+    """Run ONNX Runtime's own mobile tools on the file (usability on a phone's accelerators, ORT format), and
+    explain the result."""
     layers: bool = False
     """Compare every LayerNorm with PyTorch and name the first that differs."""
     latency: bool = True

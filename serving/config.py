@@ -46,6 +46,8 @@ class VerifyConfig:
     """Mean absolute difference of a LayerNorm output that still counts as the same."""
     max_drop: float | None = None
     """Gate: points of the main metric that may be lost, paired with the teacher (else the FP32 baseline)."""
+    mobile_check: bool = False
+    """Run ONNX Runtime's mobile tools on the file."""
     min_agreement: float | None = None
     """Gate: percent of rows with the student's prediction (else the teacher's, else the baseline's); 99.9."""
     max_latency_ms: float | None = None

@@ -18,6 +18,7 @@ from qexport.serving.gates import Gate
 from qexport.serving.latency import LatencyCell, Ratio
 from qexport.serving.machine import Environment
 from qexport.serving.matrix import Column, TargetResult
+from qexport.serving.mobile import MobileCheck
 from qexport.serving.parity import LayerTrace, Parity
 from qexport.serving.probe import Probe
 
@@ -278,6 +279,8 @@ class Report:
     """Times by engine, length and thread count; empty when not asked for."""
     processes: list[Process]
     """Load time and memory; empty when not asked for."""
+    mobile: MobileCheck | None = None
+    """What ONNX Runtime's mobile tools say; null unless asked for."""
     gates: list[Gate]
     """The bounds asked for and what became of each."""
     environment: Environment

@@ -120,6 +120,28 @@ def _print_targets(report: Report, out: Console) -> None:
             )
 
 
+def _print_mobile(report: Report, out: Console) -> None:
+    """The mobile tools' verdicts, and what follows."""
+    if report.mobile is None:
+        return
+    out.print()
+    for item in report.mobile.providers:
+        out.print(
+            f"mobile  {escape(item.name)}: {item.as_is} as it is, {item.fixed_shapes} with fixed shapes; "
+            f"{item.supported} of {item.nodes} nodes in {item.partitions} pieces",
+            highlight=False,
+        )
+    for form in report.mobile.ort_format:
+        if form.file_bytes is not None and form.max_abs is not None:
+            out.print(
+                f"mobile  ORT format, {form.engine}: {megabytes(form.file_bytes)} MB, {form.same} of "
+                f"{form.rows} rows the same, largest logit difference {form.max_abs:.1e}",
+                highlight=False,
+            )
+    for line in report.mobile.advice:
+        out.print(f"[cyan]mobile[/]  {escape(line)}", highlight=False)
+
+
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print verdict, gates and tables.
 
@@ -141,6 +163,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     out.print()
     out.print(_parity_table(report))
     _print_targets(report, out)
+    _print_mobile(report, out)
     if report.invariance is not None:
         found = report.invariance
         what = "bit-identical" if found.identical else f"logits differ by at most {found.max_abs:.1e}"

@@ -29,6 +29,7 @@ from qexport.serving.kinds import decoding_of
 from qexport.serving.latency import LatencyCell
 from qexport.serving.machine import environment
 from qexport.serving.matrix import columns
+from qexport.serving.mobile import mobile_check
 from qexport.serving.paired import score_interval
 from qexport.serving.parity import LayerTrace, Parity, compare_engines, compare_layers
 from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Report, Rows
@@ -225,6 +226,7 @@ class _Run:
             layers=trace,
             latency=latency,
             processes=processes,
+            mobile=mobile_check(self.file, self.splits[0], say=self.say) if config.mobile_check else None,
             gates=gates,
             environment=where,
             notes=self.notes,

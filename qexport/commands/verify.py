@@ -24,8 +24,8 @@ PANELS = {
     "References": ("student", "teacher", "baseline", "layers"),
     "Data": ("data_dir", "eval_file", "text_column", "text_pair_column", "label_column", "regression",
              "eval_articles", "eval_samples", "max_length", "seed"),
-    "Measuring": ("targets", "target_rows", "latency", "lengths", "threads", "batch_size", "iterations",
-                  "warmup"),
+    "Measuring": ("targets", "target_rows", "mobile_check", "latency", "lengths", "threads", "batch_size",
+                  "iterations", "warmup"),
     "Gates: exit code 3 when one does not pass": (
         "max_drop", "min_agreement", "max_latency_ms", "max_size_mb"),
 }  # fmt: skip
@@ -44,6 +44,8 @@ def verify(
       qexport verify onnx --task rotten_tomatoes
 
       qexport verify onnx --task sst2 --data-dir glue --max-drop 1.0 --min-agreement 99.9
+
+      qexport verify onnx --task sst2 --mobile-check
 
       qexport verify onnx --targets stock,reference --layers --threads 1,2
     """
