@@ -8,7 +8,10 @@ from typing import Any
 from qexport.errors import MissingPackageError
 from qexport.serving.native import names_domain
 
-__all__ = ["register_extensions"]
+__all__ = ["TEXT_INPUT", "register_extensions"]
+
+TEXT_INPUT = "text"
+"""The one input of such a file: string [1], or [2] for a pair."""
 
 _DOMAIN = b"ai.onnx.contrib"
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import ShapeError, UnsupportedModelError, UsageError
-from qexport.serving.extensions import register_extensions
+from qexport.serving.extensions import TEXT_INPUT, register_extensions
 from qexport.serving.kinds import KNOWN_INPUTS, OutputKind, decoding_of, kind_of_graph
 from qexport.serving.native import SessionEngine, kernels_in
 
@@ -49,9 +49,6 @@ Batch = Mapping[str, npt.NDArray[Any]]
 """Feeds of one run: input_ids, attention_mask and, for some models, token_type_ids; int64 [B, S] each."""
 
 Float32Array = npt.NDArray[np.float32]
-
-TEXT_INPUT = "text"
-"""The one input of a file of `to-onnx --with-tokenizer`: string [1], or [2] for a pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +363,15 @@ class Session:
             types[index, : len(row.ids)] = row.type_ids
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
+    def run_texts(self, texts: tuple[str, ...]) -> Float32Array:
+        """Logits of one text or pair, float32 [1, C], where the graph `takes_text`; raises as `run`."""
+        try:
+            (found,) = self._session.run([self.kind.outputs[0]], {TEXT_INPUT: np.array(texts, dtype=object)})
+        except runtime_errors() as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UnsupportedModelError(f"{self.path} failed on a text ({reason}); use model.onnx") from error
+        return np.asarray(found, dtype=np.float32)
+
     @cached_property
     def decoding(self) -> dict[str, float]:
         """How outputs are read, from qexport.json; read once."""
@@ -414,28 +420,12 @@ class Session:
             stop = start + step
             more = None if pairs is None else pairs[start:stop]
             if self.takes_text:
-                logits = self._logits_of_texts(texts[start:stop], more)
+                rows = zip(texts[start:stop], *([] if more is None else [more]), strict=True)
+                logits = np.concatenate([self.run_texts(row) for row in rows])
             else:
                 logits = self.logits(self.encode(texts[start:stop], more))
             found.extend(self._prediction(row) for row in logits)
         return found
-
-    def _logits_of_texts(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Float32Array:
-        """Logits of a graph that tokenises by itself: one run for each text or pair, float32 [B, C]."""
-        rows = [(text,) for text in texts] if pairs is None else list(zip(texts, pairs, strict=True))
-        found = []
-        for row in rows:
-            try:
-                found.append(
-                    self._session.run([self.kind.outputs[0]], {TEXT_INPUT: np.array(row, dtype=object)})[0]
-                )
-            except runtime_errors() as error:
-                reason = " ".join(str(error).split())
-                raise UnsupportedModelError(
-                    f"{self.path} failed on a text of {len(row[0])} characters ({reason[:300]}); use "
-                    "model.onnx"
-                ) from error
-        return np.concatenate(found).astype(np.float32, copy=False)
 
     def _prediction(self, row: Float32Array) -> Prediction:
         if row.shape[0] == 1:
