@@ -37,12 +37,9 @@ from qexport.training.data import load_tokenizer, pad_token_id
 from qexport.training.kinds import KINDS, Kind, get_kind, kind_of_config
 from qexport.training.models import load_encoder, resolve_model
 
-__all__ = ["PARITY_LIMIT", "PARITY_TEXTS", "ExportResult", "Parity", "export_graph", "to_onnx"]
+__all__ = ["PARITY_TEXTS", "ExportResult", "Parity", "export_graph", "to_onnx"]
 
 Feeds = dict[str, npt.NDArray[np.int64]]
-
-PARITY_LIMIT = 0.1
-"""Largest logit difference to PyTorch that rounding explains; more is a wrong graph."""
 
 PARITY_TEXTS = (
     "A film of rare warmth, funny and sad at once.",
@@ -384,11 +381,11 @@ def _compare(
         ) from error
     sides = (dict(zip(expected, outputs, strict=True)), expected)
     found, wanted = (reader.join(side, feeds) for side in sides)
-    difference = np.abs(found - wanted)
-    if found.shape != wanted.shape or not np.isfinite(found).all() or difference.max() > PARITY_LIMIT:
+    difference, limit = np.abs(found - wanted), reader.parity_limit(wanted)
+    if found.shape != wanted.shape or not np.isfinite(found).all() or difference.max() > limit:
         raise UnsupportedModelError(
             f"the exported file does not compute what PyTorch does: logits differ by {difference.max():.3g}, "
-            f"{PARITY_LIMIT} is the most that rounding explains; pass --no-check to write it all the same"
+            f"{limit:.3g} is the most that rounding explains; pass --no-check to write it all the same"
         )
     same = reader.same_rows(found, wanted)
     return Parity(len(found), float(difference.max()), float(difference.mean()), float(same.mean()))

@@ -18,7 +18,10 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from qexport.serving.evaluate import EvalRows
 
-__all__ = ["Agreement", "Float32Array", "Int64Array", "OutputKind", "stack_rows"]
+__all__ = ["PARITY_LIMIT", "Agreement", "Float32Array", "Int64Array", "OutputKind", "stack_rows"]
+
+PARITY_LIMIT = 0.1
+"""Largest difference of a classifier's logits to PyTorch that rounding explains; more is a wrong graph."""
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -95,6 +98,14 @@ class OutputKind(ABC):
             settings: what the engine's folder says about decoding: {"null_threshold": -1.5}; {} for none.
         """
         return joined
+
+    def parity_limit(self, joined: Float32Array) -> float:
+        """Largest difference to PyTorch that rounding explains when a file is exported.
+
+        Args:
+            joined: float32 [m, ...], what PyTorch gave.
+        """
+        return PARITY_LIMIT
 
     @abstractmethod
     def check(self, rows: EvalRows, decoded: Any) -> None:
