@@ -36,6 +36,7 @@ from qexport.serving.kinds import get_kind as serving_kind
 from qexport.training.data import load_tokenizer, pad_token_id
 from qexport.training.kinds import KINDS, Kind, get_kind, kind_of_config
 from qexport.training.models import load_encoder, resolve_model
+from qexport.training.sentence_folder import stated_length, write_sentence_files
 
 __all__ = ["PARITY_TEXTS", "ExportResult", "Parity", "export_graph", "to_onnx"]
 
@@ -165,6 +166,9 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
         inventory = inspect_file(path)
         folders.write_config(source, part)
         folders.copy_tokenizer(source, part)
+        if description["kind"] == "embedding":
+            length = int(description["max_length"] or ExportWrapper.longest(model))
+            write_sentence_files(part, width=int(model.config.hidden_size), max_length=length)
         folders.write_ort_config(part, opset=target.opset, description=description)
         folders.write_manifest(
             part,
@@ -264,7 +268,7 @@ def _check_task(source: Path) -> None:
         if model_class is None:
             continue
         task = TasksManager.infer_task_from_model(model_class, library_name="transformers")
-        if not any(name.endswith(kind.architecture) for kind in KINDS.values()):
+        if not any(kind.heads(name) for kind in KINDS.values()):
             kinds = " or ".join(dict.fromkeys(f"{kind.model}s" for kind in KINDS.values()))
             raise UnsupportedModelError(
                 f"{source}: holds a {name} ({task}), only {kinds} can be exported; "
@@ -298,7 +302,7 @@ def _description(source: Path, model: PreTrainedModel) -> dict[str, Any]:
         "task": trained.get("task"),
         "kind": trained.get("kind", _kind(model).name),
         "labels": trained.get("labels", labels),
-        "max_length": trained.get("max_length"),
+        "max_length": trained.get("max_length") or stated_length(source),
         "decoding": trained.get("decoding"),
         "metrics": trained.get("metrics"),
         "main_metric": trained.get("main_metric"),

@@ -179,11 +179,15 @@ def _rows(config: VerificationConfig, session: Session) -> TaskData:
 
     written = read_json(session.folder / "qexport.json").get("task")
     task = config.task
-    if task is None and config.eval_file is None and written in TASKS:
+    own_rows = session.kind.name in ("tokens", "embedding")  # rows of a file do not say that they are
+    if task is None and written in TASKS and (config.eval_file is None or own_rows):
         task = str(written)
+    elif task is None and own_rows:
+        task = next(name for name, known in TASKS.items() if known.kind == session.kind.name)
     if task is None and config.eval_file is None:
         raise UsageError("give --task (a registered task) or --eval (your own evaluation file)")
-    labels = None if task is not None or config.regression else session.labels or None
+    tagged = session.kind.name == "tokens"  # whose ids are those of the model, whatever the file's order
+    labels = (session.labels or None) if tagged or (task is None and not config.regression) else None
     return load_task_data(
         task, data_dir=config.data_dir, eval_file=config.eval_file, text_column=config.text_column,
         text_pair_column=config.text_pair_column, label_column=config.label_column,

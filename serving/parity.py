@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from qexport.errors import ShapeError, UnsupportedModelError
 from qexport.serving.evaluate import EvalRows, Evaluated
-from qexport.serving.kinds.base import Agreement
+from qexport.serving.kinds.base import Agreement, PairMeasure
 from qexport.serving.kinds.classification import CLASSIFICATION
 from qexport.serving.session import Batch, Float32Array, Session, read_json
 
@@ -101,6 +101,8 @@ class Parity:
     """Every logit is the same float32 number."""
     histogram: Histogram
     """Rows by their largest difference."""
+    measures: list[PairMeasure] = field(default_factory=list)
+    """Further numbers about the two, of sentence embeddings: mean cosine, shared nearest sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,7 @@ def compare_logits(
         worst_row=int(numbers[worst] if found.owners is None else found.owners[worst]),
         bit_identical=bool(np.array_equal(ours, theirs)),
         histogram=_histogram(per_row),
+        measures=list(found.measures),
     )
 
 

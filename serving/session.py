@@ -10,7 +10,6 @@ Nothing here needs torch or transformers.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -24,12 +23,15 @@ import numpy.typing as npt
 
 from qexport.errors import ShapeError, UnsupportedModelError, UsageError
 from qexport.serving.extensions import TEXT_INPUT, register_extensions
+from qexport.serving.inner_values import with_outputs
 from qexport.serving.kinds import KNOWN_INPUTS, OutputKind, decoding_of, kind_of_graph
+from qexport.serving.model_files import model_file, read_json
 from qexport.serving.native import SessionEngine, kernels_in
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from qexport.serving.entities import Entity
     from qexport.serving.kinds.span import Answer
 
 __all__ = [
@@ -67,42 +69,6 @@ def softmax(logits: Float32Array) -> Float32Array:
     """Softmax over the last axis, float32, shifted by the row maximum."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
-
-
-def model_file(folder_or_file: str | Path) -> Path:
-    """The ONNX file that a path names: itself, or `model.onnx` inside the folder.
-
-    Raises:
-        UnsupportedModelError: the path does not exist, or the folder has no model.onnx.
-    """
-    path = Path(folder_or_file)
-    if path.is_dir():
-        inside = path / "model.onnx"
-        if not inside.is_file():
-            raise UnsupportedModelError(
-                f"{path} has no model.onnx; give a folder written by qexport to-onnx, or an .onnx file"
-            )
-        return inside
-    if not path.is_file():
-        raise UnsupportedModelError(f"{path} does not exist; give a folder written by qexport to-onnx")
-    return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, {} when there is no such file.
-
-    Raises:
-        UnsupportedModelError: the file is not JSON, or not an object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UnsupportedModelError(f"{path} is not valid JSON ({error}); export the model again") from error
-    if not isinstance(content, dict):
-        raise UnsupportedModelError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:
@@ -188,7 +154,7 @@ class Session:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         source: str | bytes = str(self.path)
         if self._extra:
-            source = _with_outputs(self.path, self._extra)
+            source = with_outputs(self.path, self._extra)
         register_extensions(options, self.path)
         with kernels_in(options, self.path, mode=kernels, isa=isa) as engine:
             self.engine: SessionEngine = engine
@@ -427,6 +393,44 @@ class Session:
             found.extend(self._prediction(row) for row in logits)
         return found
 
+    def entities(self, texts: Sequence[str]) -> list[list[Entity]]:
+        """The entities of each text, in order, with their places in it; of a token classifier.
+
+        A text is split into words at blanks and marks, and a long one into windows.
+
+        Args:
+            texts: raw texts.
+        Raises:
+            UnsupportedModelError: the model is of another kind, or the folder has no tokenizer.json.
+            UsageError: `texts` is one string.
+        """
+        from qexport.serving.kinds.tokens import find_entities
+
+        self._need_kind("tokens", texts)
+        return find_entities(self, texts)
+
+    def embed(self, texts: Sequence[str]) -> Float32Array:
+        """The embedding of each text, float32 [texts, D], of length 1; of a sentence encoder.
+
+        Args:
+            texts: raw texts; a long one is cut to `max_length` tokens.
+        Raises:
+            UnsupportedModelError: the model is of another kind, or the folder has no tokenizer.json.
+            UsageError: `texts` is one string.
+        """
+        from qexport.serving.kinds.embedding import embed_texts
+
+        self._need_kind("embedding", texts)
+        return embed_texts(self, texts)
+
+    def _need_kind(self, kind: str, texts: Sequence[str]) -> None:
+        if self.kind.name != kind:
+            raise UnsupportedModelError(f"{self.path} is a {self.kind.title} model; {self.kind.use}")
+        if self.takes_text:
+            raise UnsupportedModelError(f"{self.path} tokenises by itself, text by text; use model.onnx")
+        if isinstance(texts, str):
+            raise UsageError(f"texts must be a list, got the one text {texts[:40]!r}; write [text]")
+
     def _prediction(self, row: Float32Array) -> Prediction:
         if row.shape[0] == 1:
             return Prediction("score", None, {"score": float(row[0])})
@@ -471,28 +475,3 @@ def load_onnx(
         See `Session`.
     """
     return Session(folder_or_file, threads=threads, isa=isa, kernels=kernels, batch_size=batch_size)
-
-
-def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
-    """The model in `path` with inner values `names` as further graph outputs.
-
-    Raises:
-        UnsupportedModelError: the file cannot be read, or a name is not a value of the main graph.
-    """
-    import onnx
-
-    try:
-        model = onnx.load(str(path))
-    except Exception as error:  # protobuf's DecodeError lives in a private module
-        raise UnsupportedModelError(f"{path} is not a readable ONNX file ({error})") from error
-    produced = {value for node in model.graph.node for value in node.output}
-    missing = [name for name in names if name not in produced]
-    if missing:
-        raise UnsupportedModelError(
-            f"{path} has no value called {missing[0]}; its layer list belongs to another file"
-        )
-    present = {value.name for value in model.graph.output}
-    for name in names:
-        if name not in present:
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return bytes(model.SerializeToString())

@@ -142,6 +142,22 @@ def _print_mobile(report: Report, out: Console) -> None:
         out.print(f"[cyan]mobile[/]  {escape(line)}", highlight=False)
 
 
+def _measure_table(report: Report) -> Table | None:
+    """What else was found about two engines; None where nothing was."""
+    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
+    for name in ("compared", "measure"):
+        table.add_column(name)
+    for name in ("mean", "95 % interval"):
+        table.add_column(name, justify="right")
+    for item in report.parity:
+        for measure in item.measures:
+            table.add_row(
+                f"{item.engine} vs {item.against}", measure.name, f"{measure.value:.4f}",
+                f"{measure.low:.4f} to {measure.high:.4f}",
+            )  # fmt: skip
+    return table if table.row_count else None
+
+
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print verdict, gates and tables.
 
@@ -162,11 +178,15 @@ def print_report(report: Report, console: Console | None = None) -> None:
     out.print(summary_table(report))
     out.print()
     out.print(_parity_table(report))
+    measures = _measure_table(report)
+    if measures is not None:
+        out.print()
+        out.print(measures)
     _print_targets(report, out)
     _print_mobile(report, out)
     if report.invariance is not None:
         found = report.invariance
-        what = "bit-identical" if found.identical else f"logits differ by at most {found.max_abs:.1e}"
+        what = "bit-identical" if found.identical else f"outputs differ by at most {found.max_abs:.1e}"
         out.print(f"\n{found.rows} rows alone and inside padded batches: {what}", highlight=False)
     if report.layers is not None:
         trace = report.layers

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from qexport.training.rows import (
     make_split,
     read_rows,
 )
+from qexport.training.sentences import ScoredPairs, load_sentences
 from qexport.training.sources import from_glue_folder, from_hub, from_package, package_available
 from qexport.training.spans import SpanSplit, encode_spans
 from qexport.training.squad import is_squad_file, span_sources
+from qexport.training.tagged import TaggedSplit, encode_tagged, load_tagged
 from qexport.training.tasks import Task, custom_task, get_task
 
 __all__ = [
@@ -174,6 +176,13 @@ def _in_order_of(task: Task, labels: Sequence[str]) -> Task:
     return dataclasses.replace(task, labels=tuple(task.labels[own.index(label)] for label in theirs))
 
 
+_KIND_READERS: dict[str, Callable[..., tuple[Task, Split | None, dict[str, Split], str]]] = {
+    "tokens": load_tagged,
+    "embedding": load_sentences,
+}
+"""What reads the rows of a kind of task whose rows are not labelled texts."""
+
+
 def load_task_data(
     task_name: str | None,
     *,
@@ -229,6 +238,12 @@ def load_task_data(
         )  # fmt: skip
         task, tuning, source = found.task, found.tuning, found.source
         train, evals = found.train, dict(found.evals)
+    elif given is not None and given.kind in _KIND_READERS:
+        task, train, evals, source = _KIND_READERS[given.kind](
+            given, data_dir=data_dir, train_file=train_file, eval_file=eval_file, text_column=text_column,
+            text_pair_column=text_pair_column, label_column=label_column, regression=regression,
+            need_train=need_train, labels=labels,
+        )  # fmt: skip
     elif train_file is not None or eval_file is not None:
         task, train, evals, source = _from_files(
             task_name,
@@ -275,7 +290,8 @@ def load_task_data(
 
 
 def encode(split: Split, tokenizer: Tokenizer, max_length: int, cache_dir: Path | None = None) -> Encoded:
-    """Turn rows into token ids, special tokens included: texts cut to the length, questions into windows.
+    """Turn rows into token ids, special tokens included: texts cut to the length, questions and tagged
+    words into windows, of scored pairs every text once.
 
     Args:
         split: the rows.
@@ -285,6 +301,10 @@ def encode(split: Split, tokenizer: Tokenizer, max_length: int, cache_dir: Path 
     Raises:
         UsageError: `max_length` leaves no room for a token beside the special ones.
     """
+    if isinstance(split, TaggedSplit):
+        return encode_tagged(split, tokenizer, max_length)
+    if isinstance(split, ScoredPairs):
+        split = split.alone()
     if isinstance(split, SpanSplit):
         return encode_spans(split, tokenizer, max_length, judged=split.name != "train")
     return encode_texts(split, tokenizer, max_length, cache_dir)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,11 +13,22 @@ import numpy.typing as npt
 
 from qexport.serving.kinds import get_kind
 from qexport.serving.kinds.span import NULL_THRESHOLD
+from qexport.serving.kinds.tokens import WordTags
+from qexport.serving.neighbours import unit_rows
 from qexport.training import metrics
 from qexport.training.data import Encoded
+from qexport.training.entity_metrics import (
+    entity_counts,
+    entity_interval,
+    entity_paired_drop,
+    entity_scores,
+)
+from qexport.training.metrics import PairedDrop
 from qexport.training.rows import Split
+from qexport.training.sentences import ScoredPairs
 from qexport.training.span_metrics import SpanScores, best_threshold
 from qexport.training.spans import EncodedSpans, SpanSplit
+from qexport.training.tagged import TaggedEncoded
 from qexport.training.tasks import Task
 
 __all__ = ["Judge", "Judged", "judge_of"]
@@ -99,10 +110,55 @@ def judge_of(task: Task, split: Split, encoded: Encoded) -> Judge:
             tune=partial(best_threshold, scores) if split.may_be_empty else None,
             untuned={NULL_THRESHOLD: math.inf},
         )  # fmt: skip
+    if isinstance(encoded, TaggedEncoded):
+        return _of_words(task, split, encoded)
+    if isinstance(split, ScoredPairs):
+        return _of_pairs(task, split, encoded)
     return Judge(
         kind=task.kind, labels=encoded.labels, items=None, texts=_shown(split),
         metrics=partial(metrics.compute_metrics, task), interval=partial(metrics.interval, task),
         paired_drop=partial(metrics.paired_drop, task),
+    )  # fmt: skip
+
+
+def _of_words(task: Task, split: Split, encoded: TaggedEncoded) -> Judge:
+    """Entities of the sentences; decoded are the tags of words, a `WordTags`."""
+    items = encoded.items
+    truth = items.sentences(split.labels)
+
+    def counts(decoded: WordTags) -> npt.NDArray[np.int64]:
+        return entity_counts(truth, items.sentences(decoded.ids))
+
+    def paired_drop(metric: str, a: WordTags, b: WordTags, _: Any) -> PairedDrop:
+        return entity_paired_drop(counts(a), counts(b), metric)
+
+    words = [(word, text) for tags, text in zip(truth, split.texts, strict=True) for word in tags]
+    return Judge(
+        kind=task.kind, labels=encoded.labels, items=items,
+        texts=[text for _, text in words], label_texts=[tag for tag, _ in words],
+        metrics=lambda decoded, _: entity_scores(counts(decoded)),
+        interval=lambda metric, decoded, _: entity_interval(counts(decoded), metric),
+        paired_drop=paired_drop, drop_method="paired bootstrap over sentences",
+    )  # fmt: skip
+
+
+def _of_pairs(task: Task, split: ScoredPairs, encoded: Encoded) -> Judge:
+    """How the cosines of pairs rank against their scores; decoded are embeddings, float32 [sentences, D]."""
+    places, scores = split.places, split.labels
+    ranked = replace(task, kind="regression", labels=())
+
+    def cosines(decoded: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        rows = unit_rows(decoded).astype(np.float64)
+        return np.asarray(np.einsum("nd,nd->n", rows[places[:, 0]], rows[places[:, 1]]), dtype=np.float64)
+
+    return Judge(
+        kind=task.kind, labels=np.zeros((len(encoded), 0)), items=None, texts=split.sentences,
+        metrics=lambda decoded, _: metrics.compute_metrics(ranked, cosines(decoded), scores),
+        interval=lambda metric, decoded, _: metrics.interval(ranked, metric, cosines(decoded), scores),
+        paired_drop=lambda metric, a, b, _: metrics.paired_drop(
+            ranked, metric, cosines(a), cosines(b), scores
+        ),
+        drop_method="paired bootstrap over pairs",
     )  # fmt: skip
 
 

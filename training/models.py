@@ -134,8 +134,12 @@ def load_encoder(name: str, *, kind: Kind | None = None, **kwargs: Any) -> PreTr
     config = load_config(name, **kwargs)
     path = resolve_model(name)
     with _reading(name, path):
-        head = kind or kind_of_config(config) or get_kind("classification")
-        model: PreTrainedModel = head.auto_class.from_pretrained(path, config=config, dtype="float32")
+        own = kind_of_config(config)
+        head = kind or own or get_kind("classification")
+        other = own is not None and own.architecture != head.architecture
+        model: PreTrainedModel = head.auto_class.from_pretrained(
+            path, config=config, dtype="float32", ignore_mismatched_sizes=other
+        )
     model.set_attn_implementation(ATTENTION_NAME)
     return model
 

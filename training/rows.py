@@ -26,6 +26,7 @@ __all__ = [
     "listed",
     "make_split",
     "read_rows",
+    "read_text",
     "tsv_lines",
     "with_header",
 ]
@@ -86,7 +87,12 @@ Row = tuple[int, Mapping[str, Any]]
 Accept = Literal["names", "ids", "both"]
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a data file.
+
+    Raises:
+        DataError: missing, a folder, not readable, or not UTF-8; with the line.
+    """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"data file {path} {what}; pass the path of a CSV, TSV or JSONL file")
@@ -111,7 +117,7 @@ def tsv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         DataError: missing or not UTF-8.
     """
     # By hand: csv would end a row at a lone CR, and join lines at an unpaired quote.
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.removesuffix("\r")
         if line:
             yield number, line.split("\t")
@@ -149,7 +155,7 @@ def with_header(
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         for values in reader:
             if values:
@@ -161,7 +167,7 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

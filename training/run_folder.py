@@ -22,6 +22,7 @@ from qexport.training.config import TrainConfig
 from qexport.training.data import TOKENIZER_FILES, TaskData
 from qexport.training.quant_config import QuantConfig
 from qexport.training.recipes.base import Losses
+from qexport.training.sentence_folder import write_sentence_files
 from qexport.training.tasks import Task
 
 __all__ = [
@@ -143,6 +144,10 @@ def finish(
     for name in TOKENIZER_FILES:
         if (tokenizer_folder / name).is_file():
             shutil.copyfile(tokenizer_folder / name, part / name)
+    if data.task.kind == "embedding":
+        trained: Any = trainer.model
+        width = int(trained.config.hidden_size)
+        write_sentence_files(part, width=width, max_length=max_length)
     report = _report(config, trainer, quant, losses, data, metrics, max_length, seconds)
     if decoding:
         report["decoding"] = dict(decoding)
@@ -150,6 +155,8 @@ def finish(
         report["stages"] = list(stages)
     (output / TRAIN_REPORT).unlink(missing_ok=True)
     for file in sorted(part.iterdir()):
+        if file.is_dir():
+            shutil.rmtree(output / file.name, ignore_errors=True)
         os.replace(file, output / file.name)
     part.rmdir()
     atomic_write_text(output / TRAIN_REPORT, json.dumps(report, indent=2, default=float) + "\n")

@@ -36,7 +36,7 @@ from qexport.training.recipes.base import Losses, Recipe, Stage, StudentSize
 from qexport.training.shrinking import shrink, size_of
 from qexport.training.splitting import split_student
 from qexport.training.student import quantize_model
-from qexport.training.tasks import Task
+from qexport.training.tasks import Task, get_task
 from qexport.training.width import cut_width, layer_sizes, reorder, unit_importance
 
 __all__ = [
@@ -75,10 +75,24 @@ def plan_stages(recipe: Recipe, config: TrainConfig) -> tuple[Stage, ...]:
     epochs = recipe.optimisation.epochs
     single = Stage(name="", start=_STUDENT, losses=recipe.losses, epochs=epochs)
     several = bool(recipe.stages)
+    labelled = config.task is None or get_kind(get_task(config.task).kind).labelled
     plan = []
     quantises = parse_bits(config.bits or recipe.default_bits).weight < 32
     for stage in [stage for stage in recipe.stages if quantises or not stage.only_quantised] or [single]:
         losses = _losses(stage.losses, config, everywhere=not several)
+        if not labelled:
+            if config.label_weight:
+                raise UsageError(
+                    f"task {config.task} has no labels to learn from; leave --label-weight "
+                    f"{config.label_weight:g} out"
+                )
+            losses = dataclasses.replace(losses, label=0.0)
+            if not losses.distils:
+                raise UsageError(
+                    f"method {recipe.name} learns from labels and task {config.task} has none; take "
+                    "ternarybert, lsq-kd or kdlsq, or give --hidden-weight 1 --attention-weight 1 "
+                    "--logits-weight 1"
+                )
         if not losses.distils and losses.label == 0:
             where = f"stage '{stage.name}' of {recipe.name}: " if several else ""
             raise UsageError(

@@ -20,18 +20,20 @@ __all__ = ["TASKS", "Task", "custom_task", "fold_name", "get_task"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task on texts, on pairs of texts, or on questions about a text."""
+    """A task on texts, their words, pairs of texts, or questions about a text."""
 
     name: str
     """Registered name such as "sst2", or the one given to `custom_task`."""
-    kind: Literal["classification", "regression", "span"]
-    """Classes, one real number, or the place of an answer in a text; see `qexport.training.kinds`."""
+    kind: Literal["classification", "regression", "span", "tokens", "embedding"]
+    """Classes, one real number, the place of an answer in a text, a tag for each word, or a vector; see
+    `qexport.training.kinds`."""
     labels: tuple[str, ...]
-    """Class names in id order; empty where there are no classes."""
+    """Class or tag names in id order; empty where there are none, and where the files tell the tags."""
     columns: tuple[str] | tuple[str, str]
     """Text column(s), as the hub (or the user's file) names them."""
     metrics: tuple[str, ...]
-    """All metrics that are reported; see `qexport.training.metrics.METRICS`."""
+    """All metrics that are reported; see METRICS in training/metrics.py, ENTITY_METRICS in
+    training/entity_metrics.py."""
     main_metric: str
     """The metric by which checkpoints are selected; one of `metrics`."""
     max_length: int = 128
@@ -57,8 +59,8 @@ class Task:
 
     @property
     def num_labels(self) -> int:
-        """Width of the logits: the number of classes, 1 for regression, 2 (first, last token) for a span."""
-        return {"classification": len(self.labels), "regression": 1, "span": 2}[self.kind]
+        """Width of the logits: classes or tags, 1 for regression, 2 (first, last token) for a span."""
+        return {"regression": 1, "span": 2}.get(self.kind, len(self.labels))
 
 
 def _glue(
@@ -101,6 +103,7 @@ def _squad(name: str, hub_id: str, metrics: tuple[str, ...]) -> Task:
 
 
 _PAIR = ("sentence1", "sentence2")
+_CONLL_2003 = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
 _NLI = ("entailment", "not_entailment")
 
 _ALL = (
@@ -135,6 +138,19 @@ _ALL = (
     _squad(
         "squad_v2", "rajpurkar/squad_v2",
         ("f1", "exact_match", "has_ans_f1", "has_ans_exact", "no_ans_exact"),
+    ),
+    Task(
+        name="ner", kind="tokens", labels=(), columns=("tokens",), label_column="ner_tags",
+        metrics=("entity_f1", "entity_precision", "entity_recall"), main_metric="entity_f1",
+    ),
+    Task(
+        name="conll2003", kind="tokens", labels=_CONLL_2003, columns=("tokens",), label_column="ner_tags",
+        metrics=("entity_f1", "entity_precision", "entity_recall"), main_metric="entity_f1",
+        hub_id="lhoestq/conll2003",
+    ),
+    Task(
+        name="embedding", kind="embedding", labels=(), columns=_PAIR, label_column="score",
+        metrics=("spearman", "pearson"), main_metric="spearman",
     ),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`qexport predict`: label and probability of some texts, or the answer to a question about one."""
+"""`qexport predict`: what an exported model says about some texts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qexport import console
+from qexport.atomic import atomic_write_bytes
 from qexport.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from qexport.serving.kinds.span import Answer
+    from qexport.serving.session import Session
 
 __all__ = ["predict"]
 
@@ -53,9 +55,18 @@ def predict(
             "--isa", help="Instruction set to hold the kernels to, such as avx2; default: the best."
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print every label's probability as JSON.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write sentence embeddings to this .npy file, not as JSON."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: every label's probability, or every entity.")
+    ] = False,
 ) -> None:
-    """Print label and probability of each text, with ONNX Runtime alone: torch is not loaded.
+    """Print what a model says about each text, with ONNX Runtime alone: torch is not loaded.
+
+    A classifier: label and probability. A token classifier: the entities with their places. A sentence
+    encoder: the embedding, as JSON or .npy.
 
     Examples:
 
@@ -68,6 +79,10 @@ def predict(
       qexport predict onnx --file reviews.txt --threads 2 --kernels require
 
       qexport predict squad --question "Who wrote it?" --context "It was written by Ada in 1843."
+
+      qexport predict ner-onnx "Ann Lee lives in Berlin." --json
+
+      qexport predict minilm-onnx --file sentences.txt --output vectors.npy
     """
     from qexport.serving.session import Session
 
@@ -86,6 +101,16 @@ def predict(
     session = Session(model, threads=threads, kernels=kernels, isa=isa, batch_size=batch_size)
     if console.is_verbose():
         console.say(session.engine.describe())
+    if session.kind.name in ("tokens", "embedding"):
+        if pair:
+            raise UsageError(f"--pair has no meaning for a {session.kind.title} model; leave it out")
+        if session.kind.name == "tokens":
+            _show_entities(session, rows, json=json)
+        else:
+            _show_embeddings(session, rows, output)
+        return
+    if output is not None:
+        raise UsageError(f"--output is for sentence embeddings, this is a {session.kind.title} model")
     found = session.predict(rows, pair or None)
     if json:
         console.print_json(
@@ -113,6 +138,44 @@ def _read(file: Path) -> str:
         raise DataError(f"cannot read {file} as UTF-8 text ({error}); give a text file") from error
 
 
+def _show_entities(session: Session, rows: list[str], *, json: bool) -> None:
+    """The entities of each text, a line for each, or JSON."""
+    found = session.entities(rows)
+    if json:
+        console.print_json(
+            [
+                {"text": text, "entities": [dataclasses.asdict(entity) for entity in entities]}
+                for text, entities in zip(rows, found, strict=True)
+            ]
+        )
+        return
+    for text, entities in zip(rows, found, strict=True):
+        console.show(text)
+        for entity in entities:
+            where = f"{entity.start}-{entity.end}"
+            console.show(f"  {entity.label:<10} {entity.score:.4f}  {where:<9} {entity.text}")
+
+
+def _show_embeddings(session: Session, rows: list[str], output: Path | None) -> None:
+    """The embedding of each text as JSON, or all of them in a .npy file."""
+    found = session.embed(rows)
+    if output is None:
+        console.print_json(
+            [{"text": text, "embedding": vector.tolist()} for text, vector in zip(rows, found, strict=True)]
+        )
+        return
+    import io
+
+    import numpy as np
+
+    if output.suffix != ".npy":
+        raise UsageError(f"--output must end in .npy, got {output}; leave it out for JSON")
+    content = io.BytesIO()
+    np.save(content, found)
+    atomic_write_bytes(output, content.getvalue())
+    console.say(f"{output}: float32 [{found.shape[0]}, {found.shape[1]}]")
+
+
 def _texts(texts: list[str], file: Path | None) -> list[str]:
     if file is not None and texts:
         raise UsageError("give the texts as arguments or by --file, not both")
@@ -126,5 +189,5 @@ def _texts(texts: list[str], file: Path | None) -> list[str]:
         return texts
     rows = [row for row in rows if row.strip()]
     if not rows:
-        raise DataError("there is no text to classify; give one a line")
+        raise DataError("there is no text; give one a line")
     return rows

@@ -29,6 +29,8 @@ _KINDS = {
     "classification": "classification:CLASSIFICATION",
     "regression": "classification:REGRESSION",
     "span": "span:SPAN",
+    "tokens": "tokens:TOKENS",
+    "embedding": "embedding:EMBEDDING",
 }
 """Name -> module and object; of kinds with the same outputs the first stands for a file that does not say."""
 

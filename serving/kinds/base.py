@@ -18,13 +18,35 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from qexport.serving.evaluate import EvalRows
 
-__all__ = ["PARITY_LIMIT", "Agreement", "Float32Array", "Int64Array", "OutputKind", "stack_rows"]
+__all__ = [
+    "PARITY_LIMIT",
+    "Agreement",
+    "Float32Array",
+    "Int64Array",
+    "OutputKind",
+    "PairMeasure",
+    "stack_rows",
+]
 
 PARITY_LIMIT = 0.1
 """Largest difference of a classifier's logits to PyTorch that rounding explains; more is a wrong graph."""
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PairMeasure:
+    """A further number about two engines on the same rows, with its 95 % interval."""
+
+    name: str
+    """What is measured: "neighbours_top10"."""
+    value: float
+    """Mean over rows."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +69,8 @@ class Agreement:
     """The same of the reference."""
     owners: Int64Array | None = None
     """int64 [m]: item that each compared row belongs to; None where a row is an item."""
+    measures: Sequence[PairMeasure] = ()
+    """What else is said about the two engines."""
 
 
 class OutputKind(ABC):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qexport.errors import UnknownNameError, UsageError
+from qexport.training.entity_metrics import ENTITY_METRICS
 from qexport.training.metrics import METRICS
 from qexport.training.tasks import TASKS, custom_task, get_task
 
@@ -28,7 +29,10 @@ def test_glue_task_has_the_hub_label_order(name: str) -> None:
     assert (TASKS[name].hub_id, TASKS[name].hub_config) == ("nyu-mll/glue", name)
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.kind != "span"])
+SENTENCE_TASKS = [name for name, task in TASKS.items() if task.kind in ("classification", "regression")]
+
+
+@pytest.mark.parametrize("name", SENTENCE_TASKS)
 def test_task_is_consistent(name: str) -> None:
     task = TASKS[name]
     assert task.name == name
@@ -40,9 +44,17 @@ def test_task_is_consistent(name: str) -> None:
     assert task.max_length == (64 if name in ("cola", "sst2", "rotten_tomatoes") else 128)
 
 
+def test_tasks_of_words_and_vectors_have_their_metrics() -> None:
+    for name, metrics in (("ner", ENTITY_METRICS), ("conll2003", ENTITY_METRICS), ("embedding", METRICS)):
+        assert set(TASKS[name].metrics) <= set(metrics)
+        assert TASKS[name].main_metric in TASKS[name].metrics
+    assert (TASKS["conll2003"].num_labels, TASKS["conll2003"].labels[0]) == (9, "O")
+
+
 def test_main_metrics_are_those_checkpoints_are_selected_by() -> None:
-    others = {name: task.main_metric for name, task in TASKS.items() if task.main_metric != "accuracy"}
-    assert others == {"cola": "matthews", "stsb": "corr", "squad": "f1", "squad_v2": "f1"}
+    mains = {name: TASKS[name].main_metric for name in SENTENCE_TASKS}
+    others = {name: metric for name, metric in mains.items() if metric != "accuracy"}
+    assert others == {"cola": "matthews", "stsb": "corr"}
     assert TASKS["mnli"].eval_splits == ("validation_matched", "validation_mismatched")
 
 

@@ -7,11 +7,13 @@ from typing import Any
 from qexport.errors import UnknownNameError
 from qexport.training.kinds.base import Kind, Named
 from qexport.training.kinds.classification import CLASSIFICATION, REGRESSION
+from qexport.training.kinds.embedding import EMBEDDING
 from qexport.training.kinds.span import SPAN
+from qexport.training.kinds.tokens import TOKENS
 
 __all__ = ["KINDS", "Kind", "Named", "get_kind", "kind_of_config"]
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLASSIFICATION, REGRESSION, SPAN)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLASSIFICATION, REGRESSION, SPAN, TOKENS, EMBEDDING)}
 """Every kind by name."""
 
 
@@ -30,7 +32,7 @@ def kind_of_config(config: Any) -> Kind | None:
     """The kind of the head that the model of a config.json has; None for an encoder without one of ours."""
     for architecture in getattr(config, "architectures", None) or ():
         for kind in KINDS.values():
-            if str(architecture).endswith(kind.architecture):
+            if kind.heads(str(architecture)):
                 one = kind.architecture == CLASSIFICATION.architecture and config.num_labels == 1
                 return REGRESSION if one else kind
     return None

@@ -33,8 +33,14 @@ class Kind(ABC):
     """End of the class names of transformers that have this head: "ForSequenceClassification"."""
     model: ClassVar[str]
     """What a model with this head is called in messages: "sequence classifier"."""
+    labelled: ClassVar[bool] = True
+    """Whether rows have labels to learn from; without, only a teacher teaches."""
     auto_class: ClassVar[Any]
     """transformers' class that loads one: AutoModelForSequenceClassification."""
+
+    def heads(self, architecture: str) -> bool:
+        """Whether a class of transformers with this name has the head."""
+        return architecture.endswith(self.architecture)
 
     def settings(self, task: Task) -> dict[str, Any]:
         """What config.json of a model for `task` says about its head: num_labels, id2label, label2id."""
