@@ -53,7 +53,7 @@ class VerificationConfig:
     data_dir: Path | None = None
     """Folder with GLUE's own TSV files or SQuAD's own JSON files."""
     eval_file: Path | None = None
-    """Own evaluation file: CSV, TSV or JSONL, or JSON in SQuAD's layout."""
+    """Own evaluation file: CSV, TSV or JSONL, JSON in SQuAD's layout, tagged words or scored pairs."""
     text_column: str | None = None
     """Column with the (first) text of the own file."""
     text_pair_column: str | None = None

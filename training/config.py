@@ -28,7 +28,8 @@ class TrainConfig:
     output: Path
     """Folder for the trained model, Hugging Face layout."""
     task: str | None = None
-    """Registered task such as sst2; or give your own files with --data and --eval."""
+    """Registered task such as sst2, ner (tagged words) or embedding (sentence vectors); or give your own
+    files with --data and --eval."""
     model: str | None = None
     """Encoder to start from: folder, hub id, or minilm (the packaged all-MiniLM-L6-v2); default: the teacher,
     or minilm where there is none."""
@@ -79,15 +80,18 @@ class TrainConfig:
     data_dir: Path | None = None
     """Folder with GLUE's own TSV files or SQuAD's own JSON files."""
     train_file: Path | None = None
-    """Own training file: CSV, TSV or JSONL, or JSON in SQuAD's layout; needs --eval too."""
+    """Own training file: CSV, TSV or JSONL, JSON in SQuAD's layout, for ner columns (CoNLL) or JSONL, for
+    embedding also one text a line; needs --eval too."""
     eval_file: Path | None = None
-    """Own evaluation file: CSV, TSV or JSONL, or JSON in SQuAD's layout."""
+    """Own evaluation file: as --data; for embedding pairs of texts with a score."""
     text_column: str | None = None
-    """Column with the (first) text of the own files; default: a usual name such as text or sentence."""
+    """Column with the (first) text of the own files; default: a usual name such as text or sentence. Task
+    ner: number of the word's column from 0, or key in JSONL. Task embedding: the text columns, by comma."""
     text_pair_column: str | None = None
     """Column with the second text of the own files; default: a usual name such as sentence2, for pairs."""
     label_column: str | None = None
-    """Column with the label of the own files; default: label."""
+    """Column with the label of the own files; default: label. Task ner: number of the tag's column from 0, -1
+    for the last one, or key in JSONL. Task embedding: the score of a pair."""
     regression: bool = False
     """Labels of the own files are numbers to predict, not classes."""
     eval_articles: float | None = None
