@@ -14,6 +14,16 @@ __all__ = ["methods", "tasks"]
 _JSON = Annotated[bool, typer.Option("--json", help="Print as JSON on stdout.")]
 
 
+_WHAT = {
+    "classification": "those of the file",
+    "regression": "a number",
+    "span": "a place in the text",
+    "tokens": "the tags of the files",
+    "embedding": "a vector",
+}
+"""What a task without label names asks for."""
+
+
 def tasks(*, json: _JSON = False) -> None:
     """List the registered tasks: labels, columns, metrics, longest sequence.
 
@@ -24,7 +34,7 @@ def tasks(*, json: _JSON = False) -> None:
     rows = [
         {
             "task": task.name,
-            "labels": list(task.labels) or "a number",
+            "labels": list(task.labels) or _WHAT[task.kind],
             "columns": list(task.columns),
             "metrics": list(task.metrics),
             "max_length": task.max_length,
