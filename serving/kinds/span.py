@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import DataError, ShapeError
-from qexport.serving.kinds.base import PARITY_LIMIT, Agreement, Float32Array, Int64Array, OutputKind
+from qexport.serving.kinds.base import Agreement, Float32Array, Int64Array, OutputKind
 from qexport.serving.kinds.windows import Window, cut_windows
 
 if TYPE_CHECKING:
@@ -167,14 +167,6 @@ class Span(OutputKind):
             items=numbers, texts=texts, begin=first, end=last, score=score, empty_score=empty_score,
             window=window, tokens=tokens[window], owners=owners,
         )  # fmt: skip
-
-    def parity_limit(self, joined: Float32Array) -> float:
-        """A tenth of the largest logit, at least 0.1.
-
-        There are two logits for every token, and a trained model's are an order of magnitude larger than a
-        classifier's: one 8-bit code that rounds the other way moves some of them by more than 0.1.
-        """
-        return PARITY_LIMIT * max(1.0, float(np.abs(joined).max()))
 
     def check(self, rows: EvalRows, decoded: Answers) -> None:
         """An answer to every question; see the base class."""

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from qexport.errors import ShapeError
 from qexport.serving.entities import Entity, entities_of, split_words
 from qexport.serving.kinds.base import (
-    PARITY_LIMIT,
     Agreement,
     Float32Array,
     Int64Array,
@@ -126,13 +125,6 @@ class Tokens(OutputKind):
                 f"{rows.task} {rows.split} has {len(rows.items.labels)} tags, the model has more; verify it "
                 "on the task that it was trained for"
             )
-
-    def parity_limit(self, joined: Float32Array) -> float:
-        """A tenth of the largest logit, at least `PARITY_LIMIT`; see the base class.
-
-        Rounding moves some token of a text farther than it moves the one vector of a classifier.
-        """
-        return PARITY_LIMIT * max(1.0, float(np.abs(joined).max()))
 
     def agreement(self, rows: EvalRows, ours: WordTags, theirs: WordTags, positions: Int64Array) -> Agreement:
         """The same tag; words that neither ran are left out."""
