@@ -126,8 +126,8 @@ class OutputKind(ABC):
     def parity_limit(self, joined: Float32Array) -> float:
         """Largest difference to PyTorch that rounding explains when a file is exported.
 
-        A tenth of the largest output, at least 0.1; more is a wrong graph. One 8-bit code that rounds the other
-        way moves its value by a whole step, and with static scales that is wide where a tensor has outliers.
+        A tenth of the largest output, at least 0.1; more is a wrong graph. One 8-bit code that rounds the
+        other way moves its value by a whole step, and static scales are wide where a tensor has outliers.
 
         Args:
             joined: float32 [m, ...], what PyTorch gave.
