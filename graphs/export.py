@@ -33,6 +33,7 @@ from qexport.graphs.pipeline import finish, layer_norm_outputs, lower
 from qexport.graphs.text_input import TEXT_FILE, require_wordpiece, text_parity, with_wordpiece
 from qexport.serving.kinds import OutputKind
 from qexport.serving.kinds import get_kind as serving_kind
+from qexport.serving.kinds.base import PARITY_LIMIT
 from qexport.training.data import load_tokenizer, pad_token_id
 from qexport.training.kinds import KINDS, Kind, get_kind, kind_of_config
 from qexport.training.models import load_encoder, resolve_model
@@ -385,11 +386,11 @@ def _compare(
         ) from error
     sides = (dict(zip(expected, outputs, strict=True)), expected)
     found, wanted = (reader.join(side, feeds) for side in sides)
-    difference, limit = np.abs(found - wanted), reader.parity_limit(wanted)
-    if found.shape != wanted.shape or not np.isfinite(found).all() or difference.max() > limit:
+    difference = np.abs(found - wanted)
+    if found.shape != wanted.shape or not np.isfinite(found).all() or difference.max() > PARITY_LIMIT:
         raise UnsupportedModelError(
             f"the exported file does not compute what PyTorch does: logits differ by {difference.max():.3g}, "
-            f"{limit:.3g} is the most that rounding explains; pass --no-check to write it all the same"
+            f"{PARITY_LIMIT:.3g} is the most that rounding explains; pass --no-check to write it all the same"
         )
     same = reader.same_rows(found, wanted)
     return Parity(len(found), float(difference.max()), float(difference.mean()), float(same.mean()))

@@ -8,6 +8,7 @@ operator does otherwise than Hugging Face's tokenizers is in docs/bundle.md.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,11 @@ def require_wordpiece(source: Path, max_length: int) -> WordPiece:
             f"{source}: --with-tokenizer puts BERT's WordPiece in front of the graph, and {words}; leave the "
             "option out"
         )
-    try:
-        import onnxruntime_extensions  # noqa: F401
-    except ImportError as error:
+    if importlib.util.find_spec("onnxruntime_extensions") is None:
         raise MissingPackageError(
             "--with-tokenizer needs onnxruntime-extensions to try the file; install it with: pip install "
             '"qexport[tokenizer]"'
-        ) from error
+        )
     return words
 
 

@@ -83,7 +83,11 @@ class EncodedWords:
             pieces.append(where.astype(np.int64))
             words.append(first[sentence] + judged[where])
         nothing = [np.zeros(0, dtype=np.int64)]
-        return tuple(np.concatenate([*nothing, *parts]) for parts in (windows, pieces, words))  # type: ignore[return-value]
+        return (
+            np.concatenate([*nothing, *windows]),
+            np.concatenate([*nothing, *pieces]),
+            np.concatenate([*nothing, *words]),
+        )
 
 
 def padded(encoded: EncodedWords, rows: Sequence[int] | Int64, *, pad_id: int) -> dict[str, Int64]:

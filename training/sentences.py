@@ -146,7 +146,7 @@ def scored_pairs(
     values = []
     for line, row in rows:
         try:
-            value = float(row.get(number))  # type: ignore[arg-type]
+            value = float(str(row.get(number)))
         except (TypeError, ValueError):
             value = float("nan")
         if not np.isfinite(value):

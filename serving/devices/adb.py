@@ -14,12 +14,15 @@ import socket
 import struct
 import time
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from qexport.errors import EnvironmentProblem, MissingToolError, QexportError, TargetLost
 from qexport.serving.devices.address import Address
 from qexport.serving.devices.connection import copy_failure
 from qexport.serving.runner.channel import Ended
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["AdbChannel", "AdbConnection", "check_adb"]
 
@@ -165,8 +168,8 @@ class _Stdin(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: object, /) -> int:
-        sent = bytes(memoryview(data))[:_CHUNK]  # type: ignore[arg-type]
+    def write(self, data: Buffer, /) -> int:
+        sent = bytes(data)[:_CHUNK]
         self._channel.send(_STDIN, sent)
         return len(sent)
 
@@ -184,8 +187,8 @@ class _Stdout(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: object, /) -> int:
-        view = memoryview(buffer)  # type: ignore[arg-type]
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer)
         found = self._channel.take(len(view))
         view[: len(found)] = found
         return len(found)

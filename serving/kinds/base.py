@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 PARITY_LIMIT = 0.1
-"""Largest difference to PyTorch that rounding explains, as a share of the largest output."""
+"""Largest difference of an output to PyTorch that an exported file may have; more is refused."""
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -122,17 +122,6 @@ class OutputKind(ABC):
             settings: what the engine's folder says about decoding: {"null_threshold": -1.5}; {} for none.
         """
         return joined
-
-    def parity_limit(self, joined: Float32Array) -> float:
-        """Largest difference to PyTorch that rounding explains when a file is exported.
-
-        A tenth of the largest output, at least 0.1; more is a wrong graph. One 8-bit code that rounds the
-        other way moves its value by a whole step, and static scales are wide where a tensor has outliers.
-
-        Args:
-            joined: float32 [m, ...], what PyTorch gave.
-        """
-        return PARITY_LIMIT * max(1.0, float(np.abs(joined).max()))
 
     @abstractmethod
     def check(self, rows: EvalRows, decoded: Any) -> None:

@@ -145,7 +145,7 @@ class Chromium:
     def __init__(self, path: str, flags: tuple[str, ...] = ()) -> None:
         self.path = path
         self._profile = tempfile.TemporaryDirectory(prefix="qexport-chromium-", ignore_cleanup_errors=True)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the browser; closed by close()
         self._socket: WebSocket | None = None
         self._count = 0
         self._session: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from qexport.serving.targets.protocol import Clock, Facts, Job, Measure, Say
 __all__ = ["LocalPlace", "LocalTarget"]
 
 
-class LocalTarget:
+class LocalTarget(ABC):
     """Base of targets that open a file in this process; a subclass has name, modes, versions and open."""
 
     name: str
@@ -38,19 +39,20 @@ class LocalTarget:
 
     def check(self) -> None:
         """Nothing to check: what it needs is a dependency of qexport."""
+        return None
 
     def prepare(self, say: Say) -> dict[str, Any]:
         """Nothing to fetch."""
         self.check()
         return dict(self.versions())
 
+    @abstractmethod
     def versions(self) -> dict[str, str]:
         """Runtime name -> version."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, model: Path, *, mode: str, threads: int) -> Runner:
         """Load `model` (a folder or an .onnx file)."""
-        raise NotImplementedError
 
     def start(self, say: Say) -> LocalPlace:
         """This process."""

@@ -79,7 +79,7 @@ class NodePlace(CommandPlace):
     def __init__(self, node: str, modules: Path) -> None:
         super().__init__()
         self.modules = modules
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process; closed by close()
         try:
             self._process = subprocess.Popen(
                 [node, str(npm.SCRIPTS / "node_host.mjs"), str(modules)],

@@ -22,7 +22,6 @@ from qexport.graphs import export as export_module
 from qexport.graphs import folder as folders
 from qexport.graphs.config import ExportConfig
 from qexport.graphs.export import ExportResult, export_graph, to_onnx
-from qexport.serving.kinds import OutputKind
 from qexport.training.models import load
 from qexport.training.student import quantized_modules
 
@@ -430,7 +429,7 @@ def test_interrupted_export_leaves_the_old_folder_or_nothing(
 def test_export_that_computes_something_else_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OutputKind, "parity_limit", lambda *_: -1.0)
+    monkeypatch.setattr("qexport.graphs.export.PARITY_LIMIT", -1.0)
     with pytest.raises(UnsupportedModelError, match="--no-check"):
         to_onnx(ExportConfig(model=save_float(tmp_path / "model"), output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()

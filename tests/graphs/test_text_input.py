@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -32,9 +33,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(student: Path) -> Path:
-    try:
-        import onnxruntime_extensions  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("onnxruntime_extensions") is None:
         missing('onnxruntime-extensions is missing: pip install "qexport[tokenizer]"')
     output = student.parent / "onnx"
     to_onnx(ExportConfig(model=student, output=output, with_tokenizer=True))

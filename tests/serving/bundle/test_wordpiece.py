@@ -225,7 +225,7 @@ def test_every_text_of_glue_gets_the_ids_of_hugging_face(
     folder: Path, work: Path, node: str, program: Path
 ) -> None:
     if not GLUE.is_dir():
-        pytest.skip(f"GLUE's files are not at {GLUE}")
+        pytest.skip("GLUE's files are not beside the checkout")
     for name, rows in glue_texts(GLUE).items():
         wanted = expected(folder, MAX_LENGTH, rows)
         assert run_javascript(node, work, rows) == wanted, name
