@@ -60,7 +60,7 @@ class SshConnection:
 
     def start(self, command: str) -> ProcessChannel:
         """Start a command of sh there."""
-        master = "yes" if self._first else "no"
+        master, folders = ("yes", [self._folder]) if self._first else ("no", [])
         self._first = False
         return ProcessChannel(
             [
@@ -71,7 +71,8 @@ class SshConnection:
                 self._host,
                 "--",
                 f"exec sh -c {shlex.quote(command)}",
-            ]
+            ],
+            folders=folders,
         )
 
     def copy(self, local: Path, remote: str, *, executable: bool = False) -> None:

@@ -9,9 +9,11 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from qexport.errors import MissingToolError
+from qexport.serving.guard import Guard
 
 __all__ = ["Channel", "Ended", "ProcessChannel"]
 
@@ -45,16 +47,24 @@ class Channel(Protocol):
 
 
 class ProcessChannel:
-    """A child process, in a session of its own so that a Ctrl-C reaches it through us only.
+    """A child process, in a session of its own so that a Ctrl-C reaches it through us only; ends with us.
 
     Args:
         command: what to start.
         environment: its variables; None for ours.
+        folders: removed when this process is killed while the child runs.
     Raises:
         MissingToolError: there is no such program.
     """
 
-    def __init__(self, command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        folders: Sequence[str] = (),
+    ) -> None:
+        self._guard = Guard(*folders)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `wait` and `kill`
         try:
             self._process = subprocess.Popen(
@@ -62,10 +72,12 @@ class ProcessChannel:
                 start_new_session=True,
             )  # fmt: skip
         except FileNotFoundError as error:
+            self._guard.release()
             self._errors.close()
             raise MissingToolError(
-                f"there is no program {command[0]}", f"apt-get install {command[0]}"
+                f"there is no program {command[0]}", f"apt-get install {Path(command[0]).name}"
             ) from error
+        self._guard.watch(self._process.pid)
         self.stdin = cast(BinaryIO, self._process.stdin)
         self.stdout = cast(BinaryIO, self._process.stdout)
         self._ended: Ended | None = None
@@ -80,6 +92,7 @@ class ProcessChannel:
             except subprocess.TimeoutExpired:
                 self._signal()
                 code = self._process.wait()
+            self._guard.release()
             self.stdout.close()
             self._errors.seek(0)
             self._ended = Ended(code, self._errors.read().decode("utf-8", "replace"))

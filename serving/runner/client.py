@@ -63,12 +63,16 @@ class RunnerClient:
         self.last: dict[str, Any] | None = None
         """What it said at its end: memory, clock, temperature; None before."""
         self._channel, self._open = channel, True
-        with self._failures():
-            if stream._take(channel.stdout, len(stream.MAGIC)) != stream.MAGIC:
-                raise ValueError("the first bytes are something else")
-            self.facts = self._read_facts()
-            """What it said at its start: versions, instruction set, load time, inputs and outputs."""
-            channel.stdin.write(stream.MAGIC)
+        try:
+            with self._failures():
+                if stream._take(channel.stdout, len(stream.MAGIC)) != stream.MAGIC:
+                    raise ValueError("the first bytes are something else")
+                self.facts = self._read_facts()
+                """What it said at its start: versions, instruction set, load time, inputs and outputs."""
+                channel.stdin.write(stream.MAGIC)
+        except BaseException:  # Ctrl-C while it loads
+            self.close()
+            raise
 
     def _read_facts(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(bytes(stream.read_record(self._channel.stdout)[":facts"]))

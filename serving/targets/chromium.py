@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qexport.errors import EnvironmentProblem, MissingToolError, TargetLost, UnsupportedModelError
+from qexport.serving.guard import Guard
 
 __all__ = ["Chromium", "WebSocket", "find_chromium"]
 
@@ -133,7 +134,7 @@ class WebSocket:
 
 
 class Chromium:
-    """One browser process with a profile of its own and one page.
+    """One browser process with a profile of its own and one page; both go when this process is killed.
 
     Args:
         path: the program.
@@ -144,7 +145,12 @@ class Chromium:
 
     def __init__(self, path: str, flags: tuple[str, ...] = ()) -> None:
         self.path = path
-        self._profile = tempfile.TemporaryDirectory(prefix="qexport-chromium-", ignore_cleanup_errors=True)
+        # It is $TMPDIR too: Chromium leaves sockets there, whose names may have some hundred characters.
+        self._profile = tempfile.TemporaryDirectory(
+            prefix="qexport-chromium-", ignore_cleanup_errors=True,
+            dir="/tmp" if os.name == "posix" and len(tempfile.gettempdir()) > 40 else None,
+        )  # fmt: skip
+        self._guard = Guard(self._profile.name)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the browser; closed by close()
         self._socket: WebSocket | None = None
         self._count = 0
@@ -153,11 +159,12 @@ class Chromium:
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-                start_new_session=os.name == "posix",
+                start_new_session=os.name == "posix", env={**os.environ, "TMPDIR": self._profile.name},
             )  # fmt: skip
         except OSError as error:
             self._clean()
             raise EnvironmentProblem(f"{path} does not start ({error}); install Chromium again") from error
+        self._guard.watch(self._process.pid)
         try:
             self._socket = WebSocket(self._endpoint())
             self.version: str = self.browser("Browser.getVersion")["product"].rpartition("/")[2]
@@ -173,6 +180,9 @@ class Chromium:
             raise EnvironmentProblem(
                 f"{path} does not start ({said or error}); install Chromium again"
             ) from error
+        except BaseException:  # Ctrl-C does not reach a browser in a session of its own
+            self.close()
+            raise
 
     def _endpoint(self) -> str:
         """Address of the DevTools server, from the file that Chromium writes when it listens."""
@@ -282,5 +292,6 @@ class Chromium:
         self._clean()
 
     def _clean(self) -> None:
+        self._guard.release()
         self._log.close()
         self._profile.cleanup()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
+import signal
 import subprocess
 import tempfile
 import threading
@@ -14,6 +16,7 @@ from queue import Empty, Queue
 from typing import IO, Any
 
 from qexport.errors import EnvironmentProblem, TargetLost, UnsupportedModelError
+from qexport.serving.guard import Guard
 from qexport.serving.targets import npm
 from qexport.serving.targets.protocol import Clock, Facts, Say
 from qexport.serving.targets.wire import CommandPlace
@@ -79,20 +82,27 @@ class NodePlace(CommandPlace):
     def __init__(self, node: str, modules: Path) -> None:
         super().__init__()
         self.modules = modules
+        self._guard = Guard()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process; closed by close()
         try:
             self._process = subprocess.Popen(
                 [node, str(npm.SCRIPTS / "node_host.mjs"), str(modules)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-                encoding="utf-8",
+                encoding="utf-8", start_new_session=os.name == "posix",
             )  # fmt: skip
         except OSError as error:
+            self._guard.release()
             self._errors.close()
             raise EnvironmentProblem(f"{node} does not start ({error}); install Node again") from error
+        self._guard.watch(self._process.pid)
         self._answers: Queue[str | None] = Queue()
         assert self._process.stdout is not None
         threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
-        self._facts = self.call({"op": "facts"})
+        try:
+            self._facts = self.call({"op": "facts"})
+        except BaseException:
+            self.close()
+            raise
 
     def _listen(self, stream: IO[str]) -> None:
         for line in stream:
@@ -118,7 +128,10 @@ class NodePlace(CommandPlace):
         return answer["value"]
 
     def _last_words(self) -> str:
-        self._process.wait(timeout=10)
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "Node closed its output while it was used"
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").split("\n")
         said = next((line.strip() for line in lines if "rror" in line), "")
@@ -145,9 +158,14 @@ class NodePlace(CommandPlace):
 
     def close(self) -> None:
         """End the process."""
-        if self._process.stdin is not None and self._process.poll() is None:
-            self._process.kill()
+        if self._process.poll() is None:
+            with contextlib.suppress(OSError):
+                if os.name == "posix":
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                else:
+                    self._process.kill()
         self._process.wait()
+        self._guard.release()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
