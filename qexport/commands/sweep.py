@@ -35,6 +35,8 @@ def sweep(
 
       qexport sweep sweep.yaml -o runs/grid
 
+      qexport sweep sweep.yaml --jobs 4 --threads 2
+
       qexport sweep sweep.yaml --only method=kdlsq,ternarybert,task=mrpc --threads 1
 
       qexport sweep sweep.yaml --latency --lengths 32,128

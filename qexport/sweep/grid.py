@@ -27,7 +27,19 @@ TEACHER = "fp32"
 KEEP = ("all", "onnx", "reports")
 """What stays of a finished run: everything, all but the PyTorch model, or log and report only."""
 
-_TOP = ("output", "table", "launcher", "keep", "defaults", "methods", "tasks", "verify", "grids", "runs")
+_TOP = (
+    "output",
+    "table",
+    "launcher",
+    "jobs",
+    "keep",
+    "defaults",
+    "methods",
+    "tasks",
+    "verify",
+    "grids",
+    "runs",
+)
 _SPECIAL = ("teacher", "teacher_seed")
 _OWN = {"output", "method", "task", "bits", "seed", "resume", "force", "teacher"}
 _OPTIONS = {field.name for field in dataclasses.fields(TrainConfig)} - _OWN
@@ -51,6 +63,8 @@ class Sweep:
     """The table, beside the file unless its path is absolute."""
     launcher: str
     """Words before `-m qexport train`; empty: this Python."""
+    jobs: int
+    """Runs at a time."""
     keep: str
     verify: Mapping[str, Any]
     """Fields of VerificationConfig."""
@@ -82,6 +96,7 @@ def read_sweep(file: Path) -> Sweep:
         output=top["output"].text("output") if "output" in top else None,
         table=None if table is None else file.parent / table,
         launcher=top["launcher"].text("launcher") if "launcher" in top else "",
+        jobs=reader.jobs(),
         keep=reader.keep(),
         verify=reader.verify(),
     )
@@ -130,6 +145,14 @@ class _Reader:
             for method, given in special.items():
                 pair = self._method(method, given), task
                 self.pairs[pair] = self._options(given, f"tasks.{name}.methods.{method}")
+
+    def jobs(self) -> int:
+        node = self.top.get("jobs")
+        if node is None:
+            return 1
+        if isinstance(node.value, bool) or not isinstance(node.value, int) or node.value < 1:
+            raise node.error(f"jobs must be a whole number of at least 1, got '{node.value}'")
+        return node.value
 
     def keep(self) -> str:
         node = self.top.get("keep")

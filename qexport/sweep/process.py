@@ -1,4 +1,4 @@
-"""Child: one command of a run in a process of its own, so that its crash and Ctrl-C do no harm."""
+"""Command: one child process of a run, so that its crash and Ctrl-C do no harm, and what asks it to stop."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import qexport
 from qexport.errors import EnvironmentProblem, QexportError
 
-__all__ = ["CommandFailed", "log_tail", "run_command"]
+__all__ = ["Command", "CommandFailed", "Stop", "log_tail"]
 
 _PREFIX = "qexport: "
-_POLL_S = 0.5
 _LINE_EVERY_S = 60.0
 _TAIL_BYTES = 20_000
+
+# SIGTERM, which qexport takes as Ctrl-C: a child of a background shell begins with SIGINT ignored.
+_STOPS = (signal.SIGTERM, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 class CommandFailed(QexportError):
@@ -31,82 +35,112 @@ class CommandFailed(QexportError):
         self.code = code
 
 
-def run_command(
-    words: Sequence[str],
-    log: Path,
-    *,
-    launcher: Sequence[str] = (),
-    hold: int | None = None,
-    say: Callable[[str], None] = lambda line: None,
-    accept: Sequence[int] = (0,),
-) -> int:
-    """Run `qexport WORDS` to its end; what it prints is added to `log`.
+class Stop:
+    """How often Ctrl-C or `kill` asked the sweep to stop.
 
-    The child has a process group of its own. The first Ctrl-C is handed to it once, as SIGTERM, and waited
-    for: a training then writes its checkpoint. A second one stops it at once, a third kills it. A child whose
-    parent was killed gets SIGTERM, where the system can do that.
-
-    Args:
-        words: after `qexport`.
-        log: file to append to.
-        launcher: words before `-m qexport`; empty: this Python.
-        hold: a file descriptor that the child keeps open, such as that of a lock.
-        say: told the last line of the log once a minute.
-        accept: exit codes that are no failure.
-    Returns:
-        The exit code.
-    Raises:
-        CommandFailed: another exit code.
-        KeyboardInterrupt: Ctrl-C, after the child has ended.
-        EnvironmentProblem: the launcher cannot be started.
+    The handler only counts, so it breaks nothing wherever it comes; who waits for children looks at `asked`.
     """
-    command = [*(_found(launcher) or [sys.executable]), "-m", "qexport", *words]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        file.write(f"$ qexport {' '.join(words)}\n".encode())
-        file.flush()
-        start = file.tell()
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Count SIGINT and SIGTERM inside the block; one that this process ignores stays ignored."""
+        old = {}
+        if threading.current_thread() is threading.main_thread():
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            ignored = (signal.SIG_IGN, None)  # None: set outside Python
+            old = {number: handler for number, handler in handlers.items() if handler not in ignored}
+        for number in old:
+            signal.signal(number, self._count)
         try:
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=_environment(),
-                start_new_session=os.name == "posix",
-                pass_fds=(hold,) if hold is not None and os.name == "posix" else (),
-                preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
-            )  # fmt: skip
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"cannot start {command[0]}: {error.strerror}; correct launcher:"
-            ) from error
-        code = _wait(child, log, start, say)
-    if code not in accept:
-        raise CommandFailed(_sentence(log, start, words[0], code), code)
-    return code
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self.asked += 1
 
 
-def _wait(child: subprocess.Popen[bytes], log: Path, start: int, say: Callable[[str], None]) -> int:
-    # SIGTERM, which qexport takes as Ctrl-C: a child of a background shell begins with SIGINT ignored.
-    stops = [signal.SIGTERM, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)]
-    interrupted = False
-    shown, last = "", time.monotonic()
-    while True:
-        try:
-            while (code := child.poll()) is None:
-                time.sleep(_POLL_S)
-                if time.monotonic() - last >= _LINE_EVERY_S:
-                    last = time.monotonic()
-                    line = next((text for text in reversed(log_tail(log, start)) if text.strip()), "")
-                    if line != shown:
-                        say(f"    {line[:160]}")
-                    shown = line
-            break
-        except KeyboardInterrupt:
-            if not interrupted:
-                say("  stopping: waiting for the checkpoint; Ctrl-C again stops at once")
-            interrupted = True
-            _signal(child, stops.pop(0) if len(stops) > 1 else stops[0])
-    if interrupted:
-        raise KeyboardInterrupt
-    return code
+class Command:
+    """`qexport WORDS` in a process of its own, running from here on; what it prints is added to a log.
+
+    The child has a process group of its own, so Ctrl-C in a terminal does not reach it: `stop` does. A child
+    whose parent was killed gets SIGTERM, where the system can do that. The system means the thread by parent
+    (prctl(2), PR_SET_PDEATHSIG), so start a command in a thread that outlives it.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        log: Path,
+        *,
+        launcher: Sequence[str] = (),
+        hold: int | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        accept: Sequence[int] = (0,),
+    ) -> None:
+        """Start it.
+
+        Args:
+            words: after `qexport`.
+            log: file to append to.
+            launcher: words before `-m qexport`; empty: this Python.
+            hold: a file descriptor that the child keeps open, such as that of a lock.
+            say: told the last line of the log once a minute.
+            accept: exit codes that are no failure.
+        Raises:
+            EnvironmentProblem: the launcher cannot be started.
+        """
+        self._name, self._log, self._say, self._accept = words[0], log, say, tuple(accept)
+        command = [*(_found(launcher) or [sys.executable]), "-m", "qexport", *words]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            file.write(f"$ qexport {' '.join(words)}\n".encode())
+            file.flush()
+            self._start = file.tell()
+            try:
+                self._child = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=_environment(),
+                    start_new_session=os.name == "posix",
+                    pass_fds=(hold,) if hold is not None and os.name == "posix" else (),
+                    preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
+                )  # fmt: skip
+            except OSError as error:
+                raise EnvironmentProblem(
+                    f"cannot start {command[0]}: {error.strerror}; correct launcher:"
+                ) from error
+        self._stops = 0
+        self._shown, self._looked = "", time.monotonic()
+
+    def ended(self) -> bool:
+        """Whether it has ended, well or not; while it has not, `say` is told how far it is."""
+        if self._child.poll() is not None:
+            return True
+        if time.monotonic() - self._looked >= _LINE_EVERY_S:
+            self._looked = time.monotonic()
+            line = next((text for text in reversed(log_tail(self._log, self._start)) if text.strip()), "")
+            if line != self._shown:
+                self._say(line[:160])
+            self._shown = line
+        return False
+
+    def stop(self) -> None:
+        """Let a training write its checkpoint; a second call stops it at once, a third one kills it."""
+        _signal(self._child, _STOPS[min(self._stops, len(_STOPS) - 1)])
+        self._stops += 1
+
+    def check(self) -> None:
+        """Judge how it ended; call this when it has.
+
+        Raises:
+            CommandFailed: with an exit code that is not accepted.
+        """
+        code = self._child.wait()
+        if code not in self._accept:
+            raise CommandFailed(_sentence(self._log, self._start, self._name, code), code)
 
 
 def _signal(child: subprocess.Popen[bytes], number: int) -> None:
@@ -118,10 +152,10 @@ def _signal(child: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _end_with_parent() -> Callable[[], None]:
-    library = ctypes.CDLL(None)
+    prctl = ctypes.CDLL(None).prctl
 
     def ask() -> None:
-        library.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
     return ask
 

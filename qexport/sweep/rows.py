@@ -54,7 +54,7 @@ def failed_row(folder: RunFolder, stage: str, sentence: str) -> dict[str, Any]:
 
 
 def done_row(
-    folder: RunFolder, *, seconds: Mapping[str, float], resumed: int, launcher: str
+    folder: RunFolder, *, seconds: Mapping[str, float], resumed: int, launcher: str, jobs: int
 ) -> dict[str, Any]:
     """The row of a finished run.
 
@@ -63,6 +63,7 @@ def done_row(
         seconds: wall clock of each command, all attempts together.
         resumed: how often the training went on from a checkpoint.
         launcher: words that started the training, empty for one process.
+        jobs: runs at a time, which `seconds` depend on.
     """
     train = _read(folder.model / "qexport_train.json")
     report = _read(folder.report / "report.json")
@@ -118,6 +119,7 @@ def done_row(
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "resumed": resumed,
         "launcher": launcher,
+        "jobs": jobs,
         "machine": {
             **train.get("machine", {}),
             **{

@@ -1,33 +1,29 @@
-"""`sweep`: do what is not done yet, run after run, and keep the table."""
+"""`sweep`: do what is not done yet, run after run or several at a time, and keep the table."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
-import shlex
-import shutil
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from qexport.atomic import atomic_write_text, disk_errors
-from qexport.errors import Interrupted, QexportError, SweepFailed, UsageError
+from qexport.atomic import disk_errors
+from qexport.errors import Interrupted, SweepFailed, UsageError
 from qexport.sweep.grid import KEEP, Sweep, read_sweep
-from qexport.sweep.process import CommandFailed, run_command
-from qexport.sweep.rows import done_row, failed_row
+from qexport.sweep.jobs import Job, drive
+from qexport.sweep.process import Stop
 from qexport.sweep.run import Run, RunFolder, expanded
 from qexport.sweep.table import Table
 from qexport.sweep.timing import time_files
+from qexport.sweep.work import Work, trained
 
 __all__ = ["Planned", "SweepConfig", "SweepResult", "add_latency", "plan", "sweep"]
 
 _SELECTORS = ("method", "task", "bits", "seed", "name")
-_GATE_FAILED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +43,9 @@ class SweepConfig:
     Teachers that they need are trained too."""
     threads: int | None = None
     """CPU threads of every command, in place of what the file says."""
+    jobs: int | None = None
+    """Runs at a time, each in processes of its own; a student waits for its teacher; default: jobs: of the
+    file, else 1."""
     keep: str | None = None
     """What stays of a finished run: all, onnx (no PyTorch model) or reports (neither); teachers always stay
     until the end; default: keep: of the file, else all."""
@@ -62,6 +61,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads must be at least 1, got {self.threads}")
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"--jobs must be at least 1, got {self.jobs}")
         if self.rounds < 1:
             raise UsageError(f"--rounds must be at least 1, got {self.rounds}")
         if not self.lengths or min(self.lengths) < 1:
@@ -138,14 +139,14 @@ def _plan(config: SweepConfig, place: _Place, table: Table) -> list[Planned]:
     for run in reversed(runs):  # students stand after their teachers
         if run.key not in wanted or table.done(run.key) or not isinstance(run.teacher, Run):
             continue
-        if not _trained(RunFolder(run.teacher, place.root, {})):
+        if not trained(RunFolder(run.teacher, place.root, {})):
             wanted.add(run.teacher.key)
     pending = {run.teacher.key for run in runs
                if run.key in wanted and not table.done(run.key) and isinstance(run.teacher, Run)}  # fmt: skip
     found = []
     for run in runs:
         folder = RunFolder(run, place.root, place.sweep.verify)
-        if table.done(run.key) and not (run.key in pending and not _trained(folder)):
+        if table.done(run.key) and not (run.key in pending and not trained(folder)):
             state = "done"
         elif table.rows.get(run.key, {}).get("status") == "failed":
             state = "failed"
@@ -188,26 +189,37 @@ def sweep(config: SweepConfig, *, say: Callable[[str], None] = lambda line: None
     """
     place = _place(config)
     started = time.monotonic()
+    stop = Stop()
     with disk_errors(place.root), _lock(place.root) as held:
         table = Table(place.table)
         planned = [each for each in _plan(config, place, table) if each.wanted]
         _refresh_groups(table, planned)
         todo = [each.run for each in planned if each.state != "done"]
-        say(f"{len(planned)} runs, {len(planned) - len(todo)} done before; table: {place.table}")
-        work = _Work(config, place, table, held, say, len(planned))
-        for number, run in enumerate(todo):
-            try:
-                work.do(run, todo[number:])
-            except KeyboardInterrupt:
-                raise Interrupted(
-                    f"sweep stopped in {run.title}; {sum(table.done(each.run.key) for each in planned)} of "
-                    f"{len(planned)} runs are done, the same command goes on"
-                ) from None
-        work.tidy(planned)
+        jobs = config.jobs or place.sweep.jobs
+        before = len(planned) - len(todo)
+        several = f", {jobs} at a time" if jobs > 1 else ""
+        say(f"{len(planned)} runs, {before} done before{several}; table: {place.table}")
+        if jobs > 1 and not all("threads" in run.options for run in todo):
+            say(f"no threads are set, so {jobs} runs at a time want all cores each; --threads divides them")
+        keep = config.keep or place.sweep.keep
+        work = Work(
+            place.sweep, place.root, table,
+            jobs=jobs, keep=keep, held=held, begun=before, total=len(planned), say=say,
+        )  # fmt: skip
+        with stop.installed():
+            stopped, unbegun = drive([Job.of(run) for run in todo], jobs, work.begin, stop, say=say)
+        done = sum(table.done(each.run.key) for each in planned)
+        if stopped or unbegun:
+            where = " and ".join(job.run.title for job in stopped)
+            raise Interrupted(
+                f"sweep stopped {f'in {where}' if stopped else f'before {unbegun[0].run.title}'}; {done} of "
+                f"{len(planned)} runs are done, the same command goes on"
+            )
+        work.tidy([each.run for each in planned])
     result = SweepResult(
         table=place.table,
-        done=sum(table.done(each.run.key) for each in planned),
-        failed=tuple(work.failed),
+        done=done,
+        failed=tuple(work.failed[run.key] for run in todo if run.key in work.failed),
         missed=tuple(_missed(table, planned)),
         seconds=time.monotonic() - started,
     )
@@ -256,142 +268,6 @@ def add_latency(config: SweepConfig, *, say: Callable[[str], None] = lambda line
     return count
 
 
-class _Work:
-    """One call of `sweep`."""
-
-    def __init__(
-        self,
-        config: SweepConfig,
-        place: _Place,
-        table: Table,
-        held: int,
-        say: Callable[[str], None],
-        total: int,
-    ) -> None:
-        self.place, self.table, self.held, self.say, self.total = place, table, held, say, total
-        self.keep = config.keep or place.sweep.keep
-        self.launcher = shlex.split(place.sweep.launcher)
-        self.failed: list[str] = []
-        self.position = 0
-
-    def do(self, run: Run, left: Sequence[Run]) -> None:
-        """Train, export, verify; whatever goes wrong in one run becomes its row."""
-        folder = RunFolder(run, self.place.root, self.place.sweep.verify)
-        self.position = self.total - len(left) + 1
-        estimate = _time_left(self.table, left)
-        self.say(f"[{self.position}/{self.total}] {run.title}{f'; {estimate} left' if estimate else ''}")
-        stage = "train"
-        begin = time.monotonic()
-        try:
-            teacher = run.teacher
-            if isinstance(teacher, Run) and not _trained(RunFolder(teacher, self.place.root, {})):
-                raise CommandFailed(f"its teacher {teacher.title} is not there", 1)
-            state = _State.read(folder)
-            self._train(folder, state)
-            stage = "to-onnx"
-            self._export(folder, state)
-            stage = "verify"
-            self._verify(folder, state)
-            row = done_row(
-                folder, seconds=state.seconds, resumed=state.resumed, launcher=self.place.sweep.launcher
-            )
-        except QexportError as error:
-            self.table.put(failed_row(folder, stage, str(error)))
-            self.failed.append(f"{run.title}: {stage}: {error}")
-            self.say(f"  failed in {stage}: {error}; log: {folder.log}")
-            return
-        except (KeyError, ValueError, OSError) as error:
-            text = f"its files cannot be read: {type(error).__name__} {error}"
-            self.table.put(failed_row(folder, stage, text))
-            self.failed.append(f"{run.title}: {stage}: {text}")
-            self.say(f"  failed in {stage}: {text}; log: {folder.log}")
-            return
-        self.table.put(row)
-        self.say(f"  {_summary(row)}; {_duration(time.monotonic() - begin)}")
-        if not self._is_teacher(run):
-            self._discard(folder)
-
-    def _train(self, folder: RunFolder, state: _State) -> None:
-        if _trained(folder):
-            return
-        extra: list[str] = []
-        if _resumable(folder.model):
-            extra = ["--resume"]
-            state.resumed += 1
-            self.say("  going on from its checkpoint")
-        elif folder.model.exists():
-            extra = ["--force"]
-        self._command("train", folder, [*folder.train_words(), *extra], state, launcher=self.launcher)
-
-    def _export(self, folder: RunFolder, state: _State) -> None:
-        if not _newer(folder.onnx / "qexport.json", folder.model / "qexport_train.json"):
-            self._command("to-onnx", folder, [*folder.export_words(), "--force"], state)
-
-    def _verify(self, folder: RunFolder, state: _State) -> None:
-        if not _newer(folder.report / "report.json", folder.onnx / "qexport.json"):
-            self._command("verify", folder, folder.verify_words(), state, accept=(0, _GATE_FAILED))
-
-    def _command(
-        self, name: str, folder: RunFolder, words: Sequence[str], state: _State, **options: Any
-    ) -> None:
-        begin = time.monotonic()
-        try:
-            run_command(expanded(words), folder.log, hold=self.held, say=self.say, **options)
-        finally:
-            state.seconds[name] = state.seconds.get(name, 0.0) + time.monotonic() - begin
-            state.write(folder)
-
-    def _is_teacher(self, run: Run) -> bool:
-        return any(
-            isinstance(one.teacher, Run) and one.teacher.key == run.key for one in self.place.sweep.runs
-        )
-
-    def _discard(self, folder: RunFolder) -> None:
-        if self.keep != "all":
-            shutil.rmtree(folder.model, ignore_errors=True)
-        if self.keep == "reports":
-            shutil.rmtree(folder.onnx, ignore_errors=True)
-
-    def tidy(self, planned: Sequence[Planned]) -> None:
-        """Discard the teachers once every run of the sweep is done."""
-        if all(self.table.done(run.key) for run in self.place.sweep.runs):
-            for each in planned:
-                self._discard(RunFolder(each.run, self.place.root, {}))
-
-
-@dataclass(slots=True)
-class _State:
-    """What a run's folder remembers between two calls."""
-
-    seconds: dict[str, float]
-    resumed: int
-
-    @classmethod
-    def read(cls, folder: RunFolder) -> _State:
-        path = folder.path / "state.json"
-        if not path.is_file():
-            return cls({}, 0)
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(dict(values["seconds"]), int(values["resumed"]))
-
-    def write(self, folder: RunFolder) -> None:
-        atomic_write_text(folder.path / "state.json", json.dumps(dataclasses.asdict(self)) + "\n")
-
-
-def _trained(folder: RunFolder) -> bool:
-    return (folder.model / "qexport_train.json").is_file()
-
-
-def _resumable(model: Path) -> bool:
-    """Whether --resume would find a whole checkpoint or a finished stage."""
-    kept = ("checkpoints/**/checkpoint-*/trainer_state.json", "checkpoints/*/model/stage.json")
-    return any(any(model.glob(name)) for name in kept)
-
-
-def _newer(path: Path, than: Path) -> bool:
-    return path.is_file() and (not than.is_file() or path.stat().st_mtime >= than.stat().st_mtime)
-
-
 def _refresh_groups(table: Table, planned: Sequence[Planned]) -> None:
     """Rows that are there already follow the file when a grid is added or renamed."""
     for each in planned:
@@ -406,45 +282,6 @@ def _missed(table: Table, planned: Sequence[Planned]) -> Iterator[str]:
             if gate["status"] != "passed":
                 what = f"gate {gate['name']} {gate['limit']:g} {gate['status']}"
                 yield f"{each.run.title}: {what}: {gate['value']}"
-
-
-def _summary(row: Mapping[str, Any]) -> str:
-    value = row["metrics"][row["main_metric"]]["value"]
-    parts = [f"{row['main_metric']} {100 * value:.2f}"]
-    if row["drop"]:
-        parts.append(f"drop {row['drop']['points']:.2f}")
-    if row["agreement"]:
-        parts.append(f"as PyTorch on {row['agreement']['rows_equal']} of {row['agreement']['rows']}")
-    return ", ".join([*parts, f"{row['file_bytes'] / 1e6:.2f} MB"])
-
-
-def _time_left(table: Table, left: Sequence[Run]) -> str:
-    """From the rows that are there: of the same method and task, else task, else method, else all."""
-    known = [
-        (row["method"], row["task"], sum(row["seconds"].values()))
-        for row in table.rows.values()
-        if row["status"] == "done"
-    ]
-    if not known:
-        return ""
-    total = 0.0
-    for run in left:
-        both = [seconds for method, task, seconds in known if (method, task) == (run.method, run.task)]
-        some = both or [seconds for _, task, seconds in known if task == run.task]
-        some = some or [seconds for method, _, seconds in known if method == run.method]
-        total += statistics.median(some or [seconds for _, _, seconds in known])
-    return f"about {_duration(total)}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{minutes} min"
-        if minutes < 120
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 @contextlib.contextmanager

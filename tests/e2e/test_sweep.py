@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qexport.cli import main
-from qexport.sweep import runner
+from qexport.sweep import work
 
 if TYPE_CHECKING:
     from conftest import Trail
@@ -32,11 +32,20 @@ def _write(trail: Trail, folder: Path, runs: str, steps: int, monkeypatch: pytes
 def test_run_of_a_sweep_is_trained_exported_and_verified(
     trail: Trail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def here(words: list[str], log: Path, **options: Any) -> int:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        return main(words)
+    class Here:
+        """The command in this process, over when it has started."""
 
-    monkeypatch.setattr(runner, "run_command", here)
+        def __init__(self, words: list[str], log: Path, **options: Any) -> None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            self.code = main(words)
+
+        def ended(self) -> bool:
+            return True
+
+        def check(self) -> None:
+            assert self.code == 0
+
+    monkeypatch.setattr(work, "Command", Here)
     run = f"runs: [{{method: ternarybert, task: films, teacher: {trail.teacher}}}]\n"
     _write(trail, tmp_path, run, 2, monkeypatch)
     assert main(["sweep", "sweep.yaml"]) == 0

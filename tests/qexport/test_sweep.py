@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from sweep_commands import Commands
 
 from qexport.errors import EnvironmentProblem, Interrupted, SweepFailed, UsageError
-from qexport.sweep import runner
-from qexport.sweep.process import CommandFailed, run_command
+from qexport.sweep import jobs, runner, work
+from qexport.sweep.process import Command, CommandFailed
 from qexport.sweep.runner import SweepConfig, plan, sweep
 from qexport.sweep.table import read_rows
 
@@ -26,65 +23,11 @@ grids:
 """
 
 
-class Commands:
-    """Stands for the child processes: writes what train, to-onnx and verify write."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.fail: dict[str, Exception | type[BaseException]] = {}
-
-    def __call__(self, words: list[str], log: Path, **options: Any) -> int:
-        name = next(part for part in log.parts if part.startswith("rte-"))
-        call = f"{words[0]} {name.rpartition('-')[0]}" + " --resume" * ("--resume" in words)
-        self.calls.append(call)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if call in self.fail:
-            if words[0] == "train":
-                checkpoint = log.parent / "model" / "checkpoints" / "checkpoint-1"
-                checkpoint.mkdir(parents=True)
-                (checkpoint / "trainer_state.json").write_text("{}")
-            raise self.fail.pop(call)
-        {"train": self._train, "to-onnx": self._export, "verify": self._verify}[words[0]](log.parent)
-        return 0
-
-    def _train(self, folder: Path) -> None:
-        self._write(folder / "model" / "qexport_train.json", {
-            "data": {"source": "a file", "fingerprint": "ab", "train_rows": 7}, "steps": 2, "seed": 42,
-            "arguments": {"train_samples": 7}, "machine": {"threads": 1, "cuda": False},
-        })  # fmt: skip
-
-    def _export(self, folder: Path) -> None:
-        self._write(folder / "onnx" / "qexport.json", {})
-
-    def _verify(self, folder: Path) -> None:
-        def score(engine: str, value: float) -> dict[str, Any]:
-            metric = {"metric": "accuracy", "value": value, "low": value - 0.1, "high": value + 0.1}
-            return {"engine": engine, "split": "validation", "metrics": [metric]}
-
-        self._write(folder / "report" / "report.json", {
-            "data": [{"split": "validation", "rows": 10, "main_metric": "accuracy", "source": "b",
-                      "fingerprint": "cd"}],
-            "main_engine": "stock", "gates": [],
-            "accuracy": [score("stock", 0.7), score("student", 0.7), score("teacher", 0.8)],
-            "parity": [{"engine": "stock", "against": "student", "rows": 10, "disagreements": 1,
-                        "max_abs": 0.5}],
-            "drops": [{"engine": "stock", "against": "teacher", "metric": "accuracy", "points": 10.0,
-                       "low": 1.0, "high": 19.0, "method": "m"}],
-            "model": {"file_bytes": 1000, "sha256": "00"},
-            "environment": {"cpu": "c", "architecture": "x86_64", "flags": [], "cores": 2, "system": "s",
-                            "python": "3.11", "versions": {"torch": "2"}},
-        })  # fmt: skip
-
-    @staticmethod
-    def _write(path: Path, value: Any) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
-
-
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     found = Commands()
-    monkeypatch.setattr(runner, "run_command", found)
+    monkeypatch.setattr(work, "Command", found)
+    monkeypatch.setattr(jobs, "_POLL_S", 0)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     return found
@@ -130,7 +73,7 @@ def test_failed_run_is_recorded_and_tried_again_while_others_go_on(commands: Com
 
 
 def test_ctrl_c_stops_and_the_same_command_resumes_the_training(commands: Commands) -> None:
-    commands.fail["train rte-ternarybert-2-2-8-s2"] = KeyboardInterrupt
+    commands.interrupt["train rte-ternarybert-2-2-8-s2"] = 1
     with pytest.raises(Interrupted, match="2 of 5 runs are done, the same command goes on"):
         sweep(CONFIG)
     assert [each.state for each in plan(CONFIG)] == ["done", "done", "unfinished", "new", "new"]
@@ -191,47 +134,24 @@ def _script(tmp_path: Path, text: str) -> list[str]:
     return [sys.executable, str(path)]
 
 
+def _ended_with(launcher: list[str], log: Path) -> None:
+    command = Command(["train"], log, launcher=launcher)
+    while not command.ended():
+        time.sleep(0.01)
+    command.check()
+
+
 def test_command_that_fails_gives_its_own_sentence(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     launcher = _script(tmp_path, "import sys; print('qexport: no such task', file=sys.stderr); sys.exit(2)")
     with pytest.raises(CommandFailed, match=r"^no such task$"):
-        run_command(["train"], log, launcher=launcher)
+        _ended_with(launcher, log)
     launcher = _script(tmp_path, "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(CommandFailed, match=r"^train was ended by SIGKILL; was there enough memory\?$"):
-        run_command(["train"], log, launcher=launcher)
+        _ended_with(launcher, log)
     with pytest.raises(CommandFailed, match=r"^train ended with exit code 1: ZeroDivisionError"):
-        run_command(["train"], log, launcher=_script(tmp_path, "1 / 0"))
+        _ended_with(_script(tmp_path, "1 / 0"), log)
     assert log.read_text().count("$ qexport train") == 3
-
-
-@pytest.mark.skipif(os.name != "posix", reason="SIGINT to another process is POSIX")
-def test_ctrl_c_reaches_the_child_once_and_is_waited_for(tmp_path: Path, restored_sigint: None) -> None:
-    text = (
-        "import signal, sys, time\ndef stop(*_):\n    print('stopped once', flush=True)\n"
-        "    time.sleep(0.3)\n    sys.exit(130)\nsignal.signal(signal.SIGTERM, stop)\n"
-        "print('ready', flush=True)\ntime.sleep(60)\n"
-    )
-    log = tmp_path / "log.txt"
-
-    def interrupt() -> None:
-        while not log.is_file() or "ready" not in log.read_text():
-            threading.Event().wait(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    said: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        run_command(["train"], log, launcher=_script(tmp_path, text), say=said.append)
-    assert log.read_text().count("stopped once") == 1
-    assert "waiting for the checkpoint" in said[-1]
-
-
-@pytest.fixture
-def restored_sigint() -> Any:
-    """Ctrl-C as in a foreground process, whatever started the tests."""
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, old)
 
 
 def test_dry_run_lists_and_runs_nothing(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
