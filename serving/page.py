@@ -46,6 +46,7 @@ _VERDICTS = {
     "failed": "A gate failed",
     "undecided": "These rows cannot decide",
     "incomplete": "A target did not run",
+    "interrupted": "Stopped by Ctrl-C before the end",
     "measured": "Measured, no gate was set",
 }
 

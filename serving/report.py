@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qexport.atomic import atomic_write_text
-from qexport.errors import EnvironmentProblem, GateFailed, UnsupportedModelError
+from qexport.errors import EnvironmentProblem, GateFailed, Interrupted, UnsupportedModelError
 from qexport.serving.evaluate import MetricValue
 from qexport.serving.gates import Gate
 from qexport.serving.latency import LatencyCell, Ratio
@@ -249,7 +249,7 @@ class Report:
     """The VerifyConfig, as JSON."""
     status: str
     """"passed", "failed", "undecided" (gates), or "measured" when no gate was asked for; "incomplete" when no
-    gate failed, but a target that was asked for did not run to the end."""
+    gate failed, but a target that was asked for did not run to the end; "interrupted" after Ctrl-C."""
     headline: str
     """One sentence for people."""
     model: Model
@@ -301,7 +301,11 @@ class Report:
         Raises:
             GateFailed: exit code 3; the sentence names each gate that did not pass.
             EnvironmentProblem, UnsupportedModelError: a target did not run to the end; the sentence says why.
+            Interrupted: Ctrl-C came before the end; exit code 130.
         """
+        if self.status == "interrupted":
+            again = f"; run again: {self.command}" if self.command else ""
+            raise Interrupted(f"interrupted; the report holds what was finished before{again}")
         failed = self.failed_gates
         if failed:
             raise GateFailed(

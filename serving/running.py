@@ -6,7 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from qexport.errors import EnvironmentProblem, MissingToolError, QexportError, UnsupportedModelError
+from qexport.errors import (
+    EnvironmentProblem,
+    Interrupted,
+    MissingToolError,
+    QexportError,
+    UnsupportedModelError,
+)
 from qexport.serving.evaluate import Runner
 from qexport.serving.matrix import TargetResult
 from qexport.serving.native import Library
@@ -37,6 +43,8 @@ class RunningTargets:
         self._facts: dict[str, Facts] = {}
         self._errors: dict[str, QexportError] = {}
         self._measures: dict[str, list[Measure]] = {}
+        self.interrupted = False
+        """Ctrl-C came: nothing more is started, what was finished is kept."""
         for one in choice.unusable:
             say(f"target {one.name} cannot be used: {one.error}")
 
@@ -53,6 +61,8 @@ class RunningTargets:
 
     def has(self, mode: str) -> bool:
         """Whether a mode runs here: its target (started now) is not lost and does not leave it out."""
+        if self.interrupted:
+            return False
         if mode in self.modes:
             self.place(self.modes[mode])
         return mode in self.modes
@@ -61,17 +71,22 @@ class RunningTargets:
         """The file in one mode."""
         target = self.asked_modes[mode]
         place = self.place(target)
-        return place.open(self.model, mode=mode, threads=threads)
+        runner = place.open(self.model, mode=mode, threads=threads)
+        self._facts[target.name] = place.facts()  # a device knows its runtime's version from now on
+        return runner
 
     def open_first(self, *, threads: int) -> tuple[str, Runner]:
         """The first mode of the first target that opens the file.
 
         Raises:
             EnvironmentProblem, UnsupportedModelError: none does; what the first one said.
+            KeyboardInterrupt: Ctrl-C.
         """
         for target in self.choice.targets:
             with self.guard(target.modes[0]):
                 return target.modes[0], self.open(target.modes[0], threads=threads)
+            if self.interrupted:
+                raise KeyboardInterrupt
         raise self.first_error()
 
     def first_error(self) -> QexportError:
@@ -80,7 +95,7 @@ class RunningTargets:
 
     @contextlib.contextmanager
     def guard(self, mode: str) -> Iterator[None]:
-        """Lose the target of `mode`, and no other, when it fails inside."""
+        """Lose the target of `mode`, and no other, when it fails inside; at Ctrl-C also see `interrupt`."""
         target = self.asked_modes.get(mode)
         if target is None or target.name in self._errors:
             yield
@@ -88,11 +103,25 @@ class RunningTargets:
         try:
             yield
         except LOSES_A_TARGET as error:
-            self._errors[target.name] = error
-            for name in target.modes:
-                self.modes.pop(name, None)
             self.say(f"target {target.name} was lost: {error}")
-            self._end(target.name)
+            self._lose(target, error)
+        except KeyboardInterrupt:
+            self.interrupt()
+            self._lose(target, Interrupted("Ctrl-C came before it was done"))
+
+    def _lose(self, target: Target, error: QexportError) -> None:
+        self._errors[target.name] = error
+        for name in target.modes:
+            self.modes.pop(name, None)
+        self._end(target.name)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: targets that were not started are not run any more; those that ran keep their results."""
+        self.interrupted = True
+        self.say("interrupted: what was finished goes into the report; press Ctrl-C again to stop at once")
+        for target in self.choice.targets:
+            if target.name not in self._places and target.name not in self._errors:
+                self._lose(target, Interrupted("Ctrl-C came before it was started"))
 
     def clock(self, mode: str) -> Clock:
         """Whose clock times a mode."""
@@ -129,6 +158,8 @@ class RunningTargets:
     def measure(self) -> None:
         """Ask every running target for its further numbers."""
         for target in dict.fromkeys(self.modes.values()):
+            if self.interrupted:
+                return
             with self.guard(target.modes[0]):
                 if target.name in self._places:
                     self._measures[target.name] = self._places[target.name].measures()

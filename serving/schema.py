@@ -31,7 +31,7 @@ _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _MAY_BE_INFINITE = (Parity, LayerDifference, Invariance, Disagreement)
 """Here a number that is not finite (a model that gave NaN) is written as null."""
 _STATES = {
-    ("Report", "status"): ["passed", "failed", "undecided", "incomplete", "measured"],
+    ("Report", "status"): ["passed", "failed", "undecided", "incomplete", "interrupted", "measured"],
     ("Report", "schema_version"): [SCHEMA_VERSION],
     ("BenchReport", "schema_version"): [BENCH_SCHEMA_VERSION],
 }

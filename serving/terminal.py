@@ -20,6 +20,7 @@ _MARKS = {
     "failed": "red",
     "undecided": "yellow",
     "incomplete": "yellow",
+    "interrupted": "yellow",
     "missing": "red",
     "measured": "cyan",
 }

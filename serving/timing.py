@@ -60,7 +60,7 @@ class Timing:
             return []
         cells = self._by_the_host(batches, lengths)
         for target in dict.fromkeys(self.targets.modes.values()):
-            if "own" in {target.clock(mode) for mode in target.modes}:
+            if not self.targets.interrupted and "own" in {target.clock(mode) for mode in target.modes}:
                 with self.targets.guard(target.modes[0]):
                     cells += self._by_target(target, batches, lengths)
         cells.sort(key=lambda cell: cell.engine != self.main)
@@ -92,7 +92,7 @@ class Timing:
         self, target: Target, batches: Sequence[Batch], lengths: Sequence[int]
     ) -> list[LatencyCell]:
         """Times by the target's own clock: its modes, and the baselines in its ordinary one."""
-        config, found = self.config, []
+        config, found, beside = self.config, [], {}
         modes = [mode for mode in target.modes if mode in self.targets.modes and target.clock(mode) == "own"]
         place, ours = self.targets.place(target), modes[0]
         for asked in config.threads:
@@ -101,7 +101,7 @@ class Timing:
                 if name in self.baselines:
                     engine = f"{name}-{ours}"
                     jobs[engine] = Job(self.baselines[name], ours, self.targets.threads(ours, asked))
-                    self._beside[engine] = (name, target.name)
+                    beside[engine] = (name, target.name)
             counts = {name: job.threads for name, job in jobs.items()}
             for length in lengths:
                 feeds = feeds_from_rows(
@@ -116,6 +116,7 @@ class Timing:
                 self.say(f"latency on {target.name}, {length} tokens: {line}")
             if all(mode in self.targets.fixed_threads(target) for mode in modes):
                 break
+        self._beside |= beside
         return found
 
     def engines(self, model: Model) -> list[Engine]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,12 @@ from qexport.serving import baselines, facts
 from qexport.serving.config import VerifyConfig
 from qexport.serving.evaluate import EvalRows, Evaluated, Runner, evaluate, metric_values
 from qexport.serving.gates import Gate, at_least, at_most, drop_gate
+from qexport.serving.invariance import measure_invariance
 from qexport.serving.kinds import decoding_of
 from qexport.serving.latency import LatencyCell
 from qexport.serving.machine import environment
 from qexport.serving.matrix import columns
-from qexport.serving.mobile import mobile_check
+from qexport.serving.mobile import MobileCheck, mobile_check
 from qexport.serving.paired import score_interval
 from qexport.serving.parity import LayerTrace, Parity, compare_engines, compare_layers
 from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Report, Rows
@@ -39,6 +41,8 @@ from qexport.serving.targets import choose_targets
 from qexport.serving.timing import Timing
 
 __all__ = ["LayerReference", "VerifyConfig", "verify"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ def verify(
         UnknownNameError: no such target.
         EnvironmentProblem: no target can run here, found before any work; one of several that cannot is in
             the report, and `Report.raise_for_gates` raises for it.
+        KeyboardInterrupt: Ctrl-C before any target was done; later the report holds what was finished.
     """
     begin = time.perf_counter()
     splits = [data] if isinstance(data, EvalRows) else list(data)
@@ -180,12 +185,15 @@ class _Run:
         where.versions.update(self.targets.host_versions())
         accuracy, drops = self._accuracy(), self._drops()
         parity = self._parity()
-        invariance = self._invariance()
-        trace = self._layers(layers)
+        invariance = self._step(self._invariance, None)
+        trace = self._step(lambda: self._layers(layers), None)
         timing = Timing(config, self.targets, self.main, self.baseline_files, self.say)
-        latency = timing.latency(self.splits[0].batches) if config.latency else []
+        measured: list[LatencyCell] = []
+        latency = (
+            self._step(lambda: timing.latency(self.splits[0].batches), measured) if config.latency else []
+        )
         self.engines += timing.engines(self.model)
-        processes = timing.processes()
+        processes = self._step(timing.processes, [])
         self.notes += timing.notes
         if where.load_average is not None and where.load_average > 0.5 * where.cores:
             self.notes.append(
@@ -193,9 +201,13 @@ class _Run:
                 "which are formed within each round, more than milliseconds"
             )
         gates = self._gates(drops, parity, latency)
-        self.targets.measure()
+        self._step(self.targets.measure, None)
+        mobile = self._step(self._mobile, None)
         targets = self.targets.results()
         status = _status(gates, lost=any(target.status == "failed" for target in targets))
+        if self.targets.interrupted:
+            status = "interrupted"
+            self.notes.append("Ctrl-C ended the verification: what came after it was not measured")
         found = Report(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=config.command,
@@ -226,13 +238,25 @@ class _Run:
             layers=trace,
             latency=latency,
             processes=processes,
-            mobile=mobile_check(self.file, self.splits[0], say=self.say) if config.mobile_check else None,
+            mobile=mobile,
             gates=gates,
             environment=where,
             notes=self.notes,
             seconds=round(time.perf_counter() - begin, 2),
         )
         return dataclasses.replace(found, matrix=columns(found))
+
+    def _step(self, work: Callable[[], T], otherwise: T) -> T:
+        """What a step finds; `otherwise` once Ctrl-C came: what was found before is still reported."""
+        if not self.targets.interrupted:
+            try:
+                return work()
+            except KeyboardInterrupt:
+                self.targets.interrupt()
+        return otherwise
+
+    def _mobile(self) -> MobileCheck | None:
+        return mobile_check(self.file, self.splits[0], say=self.say) if self.config.mobile_check else None
 
     def _check_references(self) -> None:
         for rows, named in zip(self.splits, self.references, strict=True):
@@ -263,8 +287,8 @@ class _Run:
                     self.engines.append(self._engine(mode))
         self._drop_lost()
         for name, file in self.baseline_files.items():
-            origin = self.baseline_files["fp32"]  # what is made of it is read as it is
-            self._evaluate(name, Session(file, threads=threads), None, origin)
+            self._step(functools.partial(self._evaluate_baseline, name, file), None)
+        self._forget([name for name in self.baseline_files if name not in self.found[-1]])
         for index, named in enumerate(self.references):
             every = np.arange(self.splits[index].n_rows, dtype=np.int64)
             for name, logits in named.items():
@@ -272,24 +296,35 @@ class _Run:
                     index, name, np.asarray(logits, dtype=np.float32), every, self.decoding.get(name, {})
                 )
 
+    def _evaluate_baseline(self, name: str, file: Path) -> None:
+        origin = self.baseline_files["fp32"]  # what is made of it is read as it is
+        self._evaluate(name, Session(file, threads=self.config.threads[0]), None, origin)
+
+    def _forget(self, names: Collection[str]) -> None:
+        """Leave engines out that did not run to the end of the last split."""
+        self.engines = [engine for engine in self.engines if engine.name not in names]
+        for results in self.found:
+            for name in names:
+                results.pop(name, None)
+
     def _drop_lost(self) -> None:
         """Forget engines without logits; the first target that has some takes the place of a lost main one.
 
         Raises:
             EnvironmentProblem, UnsupportedModelError: every target was lost; the first one's reason.
+            KeyboardInterrupt: Ctrl-C came before any was done.
         """
         ran = [mode for mode in self.targets.asked_modes if mode in self.found[-1]]
+        if not ran and self.targets.interrupted:
+            raise KeyboardInterrupt
         if not ran:
             raise self.targets.first_error()
-        modes = {*self.targets.asked_modes, *self.targets.modes} - set(ran)
-        self.engines = [engine for engine in self.engines if engine.name not in modes]
-        for results in self.found:
-            for mode in modes:
-                results.pop(mode, None)
+        self._forget({*self.targets.asked_modes, *self.targets.modes} - set(ran))
         if self.main not in ran:
             self.notes.append(f"{self.main} did not run, so the results are judged on {ran[0]}")
             self.main = ran[0]
-            self.runner = self.targets.open(self.main, threads=self.config.threads[0])
+            if self.main in self.targets.modes:
+                self.runner = self.targets.open(self.main, threads=self.config.threads[0])
             self.engines.sort(key=lambda engine: engine.name != self.main)
 
     def _keep(
@@ -379,28 +414,8 @@ class _Run:
 
     def _invariance(self) -> Invariance | None:
         with self.targets.guard(self.main):
-            return self._alone_and_batched()
+            return measure_invariance(self.main, self.runner, self.splits[0], self.found[0][self.main])
         return None
-
-    def _alone_and_batched(self, most: int = 16) -> Invariance:
-        """Run a few rows alone, without padding, and compare with their logits inside the batches."""
-        rows = self.splits[0]
-        batched, positions = self.found[0][self.main].joined, self.found[0][self.main].positions
-        place = {int(row): index for index, row in enumerate(positions)}
-        largest, identical, done = 0.0, True, 0
-        for batch, start in zip(rows.batches, _starts(rows.batches), strict=True):
-            for index in range(min(len(batch["input_ids"]), most - done)):
-                mask = np.asarray(batch.get("attention_mask", np.ones_like(batch["input_ids"])))[index]
-                length = max(1, int(np.flatnonzero(mask).max(initial=0)) + 1)
-                alone = {name: np.asarray(value)[index : index + 1, :length] for name, value in batch.items()}
-                single = rows.reader.join(self.runner.run(alone), alone)[0]
-                inside = batched[place[int(rows.positions[start + index])]][: len(single)]
-                largest = max(largest, float(np.abs(single - inside).max()))
-                identical &= bool(np.array_equal(single, inside))
-                done += 1
-            if done >= most:
-                break
-        return Invariance(self.main, done, largest, identical)
 
     def _layers(self, layers: LayerReference | None) -> LayerTrace | None:
         if layers is None:
@@ -467,11 +482,6 @@ def _first(found: Sequence[Any], engine: str, split: str, names: Sequence[str]) 
             if (item.engine, item.against, item.split) == (engine, name, split):
                 return item
     return None
-
-
-def _starts(batches: Sequence[Batch]) -> list[int]:
-    sizes = [len(batch["input_ids"]) for batch in batches]
-    return [sum(sizes[:index]) for index in range(len(sizes))]
 
 
 def _status(gates: Sequence[Gate], *, lost: bool) -> str:

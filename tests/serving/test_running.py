@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from qexport.errors import EnvironmentProblem, MissingToolError, TargetLost
+from qexport.errors import EnvironmentProblem, Interrupted, MissingToolError, TargetLost
 from qexport.serving import targets
 from qexport.serving.report import Report, json_schema
 from qexport.serving.session import Session
@@ -26,6 +26,8 @@ MakeFolder = Callable[..., Path]
 
 class Device:
     """A target and its place in one; `dies` names the step that loses it: "start", "run 3"."""
+
+    error: BaseException | None = None
 
     name = "device"
     modes = ("device", "device-two", "device-gpu")
@@ -60,6 +62,8 @@ class Device:
 
     def _step(self, name: str) -> None:
         if name == self.dies:
+            if self.error is not None:
+                raise self.error
             raise TargetLost(f"the device was unplugged at {name}")
 
     def open(self, model: Path, *, mode: str, threads: int) -> Any:
@@ -168,6 +172,41 @@ def test_a_target_that_is_lost_loses_no_other(
     assert caught.value.exit_code == 4
     jsonschema.validate(json.loads(report.to_json()), json_schema())
     assert "A target did not run" in report.to_html()
+
+
+@pytest.mark.parametrize("dies", ["run 2", "time"])
+def test_ctrl_c_writes_what_was_finished(
+    dies: str, monkeypatch: pytest.MonkeyPatch, make_folder: MakeFolder, toy: SimpleNamespace
+) -> None:
+    device = Device(dies)
+    device.error = KeyboardInterrupt()
+    fp32 = make_folder("fp32", noise=0.1)
+    report = run(
+        monkeypatch, device, make_folder(), toy, "stock", "device", "reference", baseline=fp32, int8=False,
+        command="qexport verify onnx", mobile_check=True, max_latency_ms=9.0,
+    )  # fmt: skip
+    assert (report.status, device.closed, report.mobile) == ("interrupted", 1, None)
+    states = [(one.status, one.exit_code) for one in report.targets]
+    last = ("failed", 130) if dies == "run 2" else ("ran", 0)
+    assert states == [("ran", 0), ("failed", 130), last]
+    assert ("fp32" in {engine.name for engine in report.engines}) == (dies == "time")
+    with pytest.raises(
+        Interrupted, match=r"^interrupted; the report holds .*; run again: qexport verify onnx$"
+    ):
+        report.raise_for_gates()
+    jsonschema.validate(json.loads(report.to_json()), json_schema())
+    assert "Stopped by Ctrl-C" in report.to_html()
+    device.dies, device.runs = "run 1", 0
+    with pytest.raises(KeyboardInterrupt):  # nothing was finished
+        run(monkeypatch, device, make_folder("again"), toy, "device", "stock")
+
+
+def test_a_target_of_few_rows_can_take_the_place_of_the_first(
+    monkeypatch: pytest.MonkeyPatch, make_folder: MakeFolder, toy: SimpleNamespace
+) -> None:
+    report = run(monkeypatch, Device("run 2"), make_folder(), toy, "device", "reference", latency=False)
+    assert report.main_engine == "reference" and report.invariance is not None
+    assert report.invariance.rows == 8
 
 
 def test_the_next_target_is_judged_when_the_first_is_lost(

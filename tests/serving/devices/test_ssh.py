@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from loopback_ssh import Server, free_port
+from loopback_ssh import Server, children, free_port
 
-from qexport.errors import DiskFullError, EnvironmentProblem, MissingToolError, TargetLost, UsageError
+from qexport.errors import (
+    DiskFullError,
+    EnvironmentProblem,
+    Interrupted,
+    MissingToolError,
+    TargetLost,
+    UsageError,
+)
 from qexport.serving.devices.address import parse_address
 from qexport.serving.devices.ssh import SshConnection
+from qexport.serving.runner import python_runner
+from qexport.serving.runner.channel import ProcessChannel
 from qexport.serving.targets import Job, get_target
 from qexport.serving.verify import VerifyConfig, verify
 
@@ -166,6 +178,75 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(sshd: Server) -> None:
     target = get_target(f"ssh://127.0.0.1:{sshd.port}/nowhere/at/all")
     with pytest.raises(EnvironmentProblem, match="no temporary folder can be made in /nowhere/at/all"):
         target.start(quiet)
+
+
+def at_work(sshd: Server) -> list[str]:
+    """Commands of processes, on either side, that have to do with this server; the server itself left out."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_text().replace("\0", " ")
+            ours = str(sshd.home) in words or "qexport-ssh-" in words
+            if ours or path.parent.name in map(str, children(sshd.process.pid)):
+                found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("moment", ["copies", "runs"])
+def test_ctrl_c_keeps_what_was_finished_and_leaves_nothing(
+    moment: str, sshd: Server, ternary_folder: Path, toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[int] = []
+
+    def press(write: Callable[..., Any], *given: Any) -> Any:
+        writes.append(1)
+        done = write(*given)
+        if len(writes) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    class Stdin:
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.stream, name)
+
+        def write(self, data: bytes) -> Any:
+            return press(self.stream.write, data)
+
+    plain_start, plain_write = SshConnection.start, python_runner.write_record
+
+    def start(self: SshConnection, command: str) -> ProcessChannel:
+        channel = plain_start(self, command)
+        if command.startswith("cat > "):
+            channel.stdin = Stdin(channel.stdin)  # type: ignore[assignment]
+        return channel
+
+    if moment == "copies":
+        monkeypatch.setattr(SshConnection, "start", start)
+    else:
+        monkeypatch.setattr(python_runner, "write_record", functools.partial(press, plain_write))
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        config = VerifyConfig(model=ternary_folder, targets=("stock", sshd.address, "reference"), processes=0)
+        report = verify(config, toy.make_rows(64))
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert len(writes) >= 3 and report.status == "interrupted" and report.latency == []
+    assert [(one.status, one.exit_code) for one in report.targets] == [
+        ("ran", 0),
+        ("failed", 130),
+        ("failed", 130),
+    ]
+    assert [item.engine for item in report.accuracy] == ["stock", "stock-unoptimized"]
+    with pytest.raises(Interrupted, match=r"^interrupted; the report holds what was finished before$"):
+        report.raise_for_gates()
+    assert sshd.left_behind() == []
+    end = time.monotonic() + 10
+    while at_work(sshd) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert at_work(sshd) == []
 
 
 def test_nothing_is_left_when_we_are_killed(sshd: Server) -> None:
