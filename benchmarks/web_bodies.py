@@ -124,8 +124,7 @@ def main() -> None:
                     command = {"op": "open", "engine": ENGINE, "key": key, "url": place.address(path)}
                     place.call(command)
                     jobs.append({"name": name, "engine": ENGINE, "key": key})
-                command = {"op": "time", "jobs": jobs, "feeds": {"x": to_wire(x)}, "warmup": 2}
-                times = place.call({**command, "rounds": asked.rounds})
+                times = place.turns(jobs, {"x": to_wire(x)}, rounds=asked.rounds, warmup=2)
                 for job in jobs:
                     table.setdefault(job["name"], []).append(f"{statistics.median(times[job['name']]):.2f}")
                     place.call({"op": "release", "engine": ENGINE, "key": job["key"]})

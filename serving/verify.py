@@ -34,7 +34,7 @@ from qexport.serving.matrix import columns
 from qexport.serving.mobile import MobileCheck, mobile_check
 from qexport.serving.paired import score_interval
 from qexport.serving.parity import LayerTrace, Parity, compare_engines, compare_layers
-from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Report, Rows
+from qexport.serving.report import Accuracy, Drop, Engine, Invariance, Process, Report, Rows
 from qexport.serving.running import RunningTargets
 from qexport.serving.session import Batch, Float32Array, Session, model_file
 from qexport.serving.targets import choose_targets
@@ -188,12 +188,12 @@ class _Run:
         invariance = self._step(self._invariance, None)
         trace = self._step(lambda: self._layers(layers), None)
         timing = Timing(config, self.targets, self.main, self.baseline_files, self.say)
-        measured: list[LatencyCell] = []
-        latency = (
-            self._step(lambda: timing.latency(self.splits[0].batches), measured) if config.latency else []
-        )
+        latency: list[LatencyCell] = []
+        if config.latency:
+            latency = self._step(lambda: timing.latency(self.splits[0].batches), latency)
         self.engines += timing.engines(self.model)
-        processes = self._step(timing.processes, [])
+        nothing: list[Process] = []
+        processes = self._step(timing.processes, nothing)
         self.notes += timing.notes
         if where.load_average is not None and where.load_average > 0.5 * where.cores:
             self.notes.append(

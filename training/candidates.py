@@ -22,11 +22,11 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedModel
 
 from qexport.atomic import disk_errors
+from qexport.cache import cache_folder
 from qexport.errors import UnsupportedModelError, UsageError
 from qexport.training.augmentation import Word, augment_split, is_replaceable
 from qexport.training.config import TrainConfig
 from qexport.training.data import TaskData, load_tokenizer
-from qexport.training.encoded import cache_folder
 from qexport.training.glove import WordVectors
 from qexport.training.models import load_masked_lm, resolve_model
 

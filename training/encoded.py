@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from qexport.atomic import atomic_write_bytes
+from qexport.cache import cache_folder
 from qexport.errors import DiskFullError, UsageError
 from qexport.training.rows import Split
 
-__all__ = ["Encoded", "cache_folder", "encode_texts", "pad"]
+__all__ = ["Encoded", "encode_texts", "pad"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,12 +49,6 @@ class Encoded:
 
 _CACHE_FORMAT = "qexport-encoded-1"
 _ENCODE_ROWS = 4096
-
-
-def cache_folder() -> Path:
-    """Folder of what the next run need not compute again: $QEXPORT_CACHE, else ~/.cache/qexport."""
-    named = os.environ.get("QEXPORT_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "qexport"
 
 
 def _cache_read(path: Path, labels: npt.NDArray[Any]) -> Encoded | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -13,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from qexport import cache
 from qexport.atomic import atomic_folder
 from qexport.errors import EnvironmentProblem, MissingPackageError, UnsupportedModelError, UsageError
 from qexport.serving import baselines
@@ -45,8 +45,7 @@ class EngineFile:
 
 def cache_folder() -> Path:
     """$QEXPORT_CACHE/bench, else ~/.cache/qexport/bench."""
-    named = os.environ.get("QEXPORT_CACHE")
-    return (Path(named) if named else Path.home() / ".cache" / "qexport") / "bench"
+    return cache.cache_folder() / "bench"
 
 
 def check_packages(specs: Iterable[EngineSpec]) -> None:

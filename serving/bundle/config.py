@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from qexport.errors import UsageError
 from qexport.serving.bundle.targets import BundleTarget, find_target
 
 __all__ = ["BundleConfig"]
@@ -27,7 +28,8 @@ class BundleConfig:
     target prepare web` fetched, and where it was not run, a package.json that pins them."""
 
     def __post_init__(self) -> None:
-        self.platform()
+        if self.platform().sample != "web" and self.onnxruntime_web is not None:
+            raise UsageError(f"--onnxruntime-web is for --target web; leave it out for {self.target}")
 
     def platform(self) -> BundleTarget:
         """The target.

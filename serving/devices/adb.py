@@ -254,26 +254,23 @@ class AdbConnection:
 
     def copy(self, local: Path, remote: str, *, executable: bool = False) -> None:
         """Copy a file through the sync service."""
-        link = self._open("sync:")
         target = f"{remote},{0o100700 if executable else 0o100600}".encode()
-        try:
-            with local.open("rb") as file:
+        with contextlib.closing(self._open("sync:")) as link, local.open("rb") as file:
+            try:
                 link.sendall(b"SEND" + struct.pack("<I", len(target)) + target)
                 while part := file.read(_CHUNK):
                     link.sendall(b"DATA" + struct.pack("<I", len(part)) + part)
-            link.sendall(b"DONE" + struct.pack("<I", int(time.time())))
-        except OSError:
-            pass  # it may have said why before it hung up
-        try:
-            answer, length = struct.unpack("<4sI", _receive(link, 8))
-            said = _receive(link, length).decode("utf-8", "replace") if answer == b"FAIL" else ""
-            if answer != b"OKAY":
-                raise copy_failure(self.name, local, remote, said, lost=False)
-            link.sendall(b"QUIT" + struct.pack("<I", 0))
-        except (EOFError, OSError) as error:
-            raise copy_failure(self.name, local, remote, "", lost=True) from error
-        finally:
-            link.close()
+                link.sendall(b"DONE" + struct.pack("<I", int(time.time())))
+            except OSError:
+                pass  # it may have said why before it hung up
+            try:
+                answer, length = struct.unpack("<4sI", _receive(link, 8))
+                said = _receive(link, length).decode("utf-8", "replace") if answer == b"FAIL" else ""
+                if answer != b"OKAY":
+                    raise copy_failure(self.name, local, remote, said, lost=False)
+                link.sendall(b"QUIT" + struct.pack("<I", 0))
+            except (EOFError, OSError) as error:
+                raise copy_failure(self.name, local, remote, "", lost=True) from error
 
     def unreachable(self, ended: Ended) -> QexportError:
         """The device hung up, or its shell refused."""

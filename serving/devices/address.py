@@ -69,7 +69,11 @@ def parse_address(text: str) -> Address:
             raise UsageError(f"'{text}' has the unknown option '{name}'; known: {known}")
     if parts.scheme == "ssh":
         user = f"{unquote(parts.username)}@" if parts.username else ""
-        host = user + (parts.hostname or "")
+        name = parts.hostname or ""
+        where = parts.netloc.lower().rfind(
+            name
+        )  # as it is written: names in ssh's configuration have capitals
+        host = user + parts.netloc[where : where + len(name)]
         if not parts.hostname or parts.password is not None or host.startswith("-"):
             raise UsageError(f"'{text}' must be ssh://user@host, with a key that needs no password")
     else:

@@ -32,7 +32,7 @@ if [ -z "$base" ]; then
   if [ -d /data/local/tmp ]; then base=/data/local/tmp; else base=${{TMPDIR:-/tmp}}; fi
 fi
 d=$(mktemp -d "$base/qexport.XXXXXX") || exit {no_folder}
-echo "{mark}folder $d"
+printf "{mark}folder %s\\n" "$d"
 echo "{mark}system $(uname -s) $(uname -m) $(uname -r)"
 for f in {loaders}; do if [ -e "$f" ]; then echo "{mark}loader $f"; fi; done
 for f in {runtimes}; do if [ -f "$f" ]; then echo "{mark}runtime $f"; fi; done
@@ -44,8 +44,11 @@ if command -v python3 >/dev/null 2>&1; then
 fi
 echo "{mark}ready"
 cat >/dev/null
+rm -rf "$d" && exit 0
+sleep 1
 rm -rf "$d"
 """
+"""The second rm: a copy that was cut off may make its file while the first one empties the folder."""
 
 _PYTHON = (
     "import glob, os, numpy, onnxruntime as o\n"
@@ -124,7 +127,7 @@ class Lodging:
                 raw = b""
             if not raw:
                 raise self._refused(asked)
-            line = raw.decode("utf-8", "replace").strip()
+            line = raw.decode("utf-8", "replace").strip("\r\n")
             if not line.startswith(_MARK):
                 continue  # a greeting of the login shell
             what, _, value = line.removeprefix(_MARK).partition(" ")

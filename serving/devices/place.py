@@ -20,7 +20,7 @@ from qexport.serving.native import NOTHING_TO_RUN, has_operators
 from qexport.serving.runner import python_runner
 from qexport.serving.runner.build import build_runner, kernels_for
 from qexport.serving.runner.client import RunnerClient
-from qexport.serving.runner.runtime import VERSION, find_library
+from qexport.serving.runner.runtime import find_library
 from qexport.serving.session import Batch
 from qexport.serving.targets.protocol import Facts, Job, Measure, Say
 
@@ -48,6 +48,7 @@ class DevicePlace:
         self._under_test: Path | None = None
         self._last: dict[str, dict[str, Any]] = {}
         self._no_kernels = ""
+        self._versions: dict[str, str] = {}
         try:
             self._lodging = Lodging(connection, address.folder)
         except BaseException:
@@ -143,14 +144,9 @@ class DevicePlace:
         machine = {"system": f"{host.system} {host.release}".strip(), "architecture": host.machine}
         if host.model:
             machine["model"] = host.model
-        versions: dict[str, str] = {}
-        for client in list(self._clients.values())[:1]:
-            versions["onnxruntime"] = str(client.facts["onnxruntime"])
-        if not versions and self._runner[0] != "python3" and self._address.library is None:
-            versions = {"onnxruntime": VERSION} if find_library(host.machine) else {}
-        elif not versions and self._runner[0] == "python3":
-            versions = {"onnxruntime": host.python}
-        return Facts(machine, versions, {}, {self._native: self._no_kernels} if self._no_kernels else {})
+        return Facts(
+            machine, dict(self._versions), {}, {self._native: self._no_kernels} if self._no_kernels else {}
+        )
 
     def open(self, model: Path, *, mode: str, threads: int) -> RunnerClient:
         """Copy an .onnx file, once, and load it in a runner of its own.
@@ -179,7 +175,8 @@ class DevicePlace:
             # ONNX Runtime may leave files in the folder for temporary ones: they shall go with the others.
             start = f"TMPDIR={shlex.quote(self._lodging.folder)} exec {shlex.join(command)}"
             channel = self._connection.start(start)
-            self._clients[key] = RunnerClient(channel, self._address.short)
+            client = self._clients[key] = RunnerClient(channel, self._address.short)
+            self._versions = {"onnxruntime": str(client.facts["onnxruntime"])}
         return self._clients[key]
 
     def _copy_model(self, model: Path) -> str:

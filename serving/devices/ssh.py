@@ -93,7 +93,8 @@ class SshConnection:
             channel.kill()
             raise
         ended = channel.wait(30.0)
-        if broken or ended.code or told.strip() != str(local.stat().st_size).encode():
+        counted = told.split()[-1:]  # a login shell may have said something before
+        if broken or ended.code or counted != [str(local.stat().st_size).encode()]:
             raise copy_failure(
                 self.name, local, remote, ended.errors.strip().rpartition("\n")[2],
                 lost=ended.code is None or ended.code in (255, -9) or ended.code == 0,

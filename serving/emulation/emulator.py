@@ -7,7 +7,9 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-__all__ = ["COUNT_PLUGIN", "counting_emulator", "emulator", "emulator_version", "read_counts"]
+from qexport.errors import EnvironmentProblem
+
+__all__ = ["COUNT_PLUGIN", "counting_emulator", "emulator", "emulator_version", "last_count"]
 
 COUNT_PLUGIN = Path(__file__).with_name("count_plugin.c")
 """Counts executed instructions between the runner's marks."""
@@ -22,8 +24,10 @@ def emulator() -> str | None:
 
 @cache
 def _said(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    return done.stdout
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def emulator_version(program: str) -> str:
@@ -39,15 +43,22 @@ def counting_emulator() -> str | None:
     """
     for name in reversed(_PROGRAMS):
         found = shutil.which(name)
-        if (
-            found
-            and "-plugin" in _said(found, "-help")
-            and int(emulator_version(found).partition(".")[0]) < 9
-        ):
-            return found
+        if found and "-plugin" in _said(found, "-help"):
+            major = emulator_version(found).partition(".")[0]
+            if major.isdecimal() and int(major) < 9:
+                return found
     return None
 
 
-def read_counts(path: Path) -> list[int]:
-    """Instructions of each inference, as the plugin wrote them down."""
-    return [int(line) for line in path.read_text().split()]
+def last_count(path: Path) -> int:
+    """Instructions of the last inference, as the plugin wrote them down.
+
+    Raises:
+        EnvironmentProblem: it wrote nothing.
+    """
+    try:
+        return int(path.read_text().split()[-1])
+    except (OSError, IndexError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"QEMU's plugin wrote no count ({error}); install qemu-user again"
+        ) from error

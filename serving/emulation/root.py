@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qexport.atomic import atomic_folder, atomic_write_text
-from qexport.errors import EnvironmentProblem, MissingToolError
-from qexport.serving.targets.cache import targets_cache
+from qexport.cache import cache_folder
+from qexport.errors import EnvironmentProblem, MissingToolError, UsageError
 
 __all__ = ["find_root", "make_root", "write_cpuinfo"]
 
@@ -51,7 +51,7 @@ _LOADER = "lib/ld-linux-aarch64.so.1"
 
 
 def _folder() -> Path:
-    return targets_cache() / "arm64-root"
+    return cache_folder() / "targets" / "arm64-root"
 
 
 def find_root() -> Path | None:
@@ -109,10 +109,21 @@ def make_root(say: Callable[[str], None]) -> Path:
 
 
 def write_cpuinfo(root: Path) -> None:
-    """Give a root the description of an arm64 processor, where it has none."""
+    """Give a root the description of an arm64 processor, where it has none.
+
+    Raises:
+        EnvironmentProblem: it may not be written.
+    """
     path = root / "proc" / "cpuinfo"
     if not path.exists():
-        atomic_write_text(path, "".join(_CPUINFO.format(index=index) for index in range(os.cpu_count() or 1)))
+        text = "".join(_CPUINFO.format(index=index) for index in range(os.cpu_count() or 1))
+        try:
+            atomic_write_text(path, text)
+        except UsageError as error:
+            raise EnvironmentProblem(
+                f"the description of an arm64 processor, {path}, cannot be written; name a folder of your "
+                "own as QEXPORT_ARM64_ROOT"
+            ) from error
 
 
 def _download(work: Path) -> list[Path]:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from qexport import __version__
 from qexport.atomic import atomic_write_bytes, disk_errors
+from qexport.cache import cache_folder
 from qexport.errors import EnvironmentProblem, UnknownNameError
 from qexport.serving.kernels import crossbuild, library_path
 from qexport.serving.kernels.binary import read_binary
-from qexport.serving.targets.cache import targets_cache
 
 __all__ = [
     "RUNNERS",
@@ -107,7 +107,7 @@ def runner_path(name: str) -> Path:
     """
     _target(name)
     digest = _digest(SOURCES, crossbuild.SOURCES)
-    return targets_cache() / "runner" / digest / name / _NAME
+    return cache_folder() / "targets" / "runner" / digest / name / _NAME
 
 
 def kernels_path(name: str) -> Path:
@@ -217,7 +217,7 @@ def build_plugin(source: Path, say: Say = lambda line: None) -> Path | None:
     host = crossbuild.host_target()
     if host is None or sys.platform != "linux":
         return None
-    path = targets_cache() / "plugin" / _digest(source.parent) / f"{source.stem}.so"
+    path = cache_folder() / "targets" / "plugin" / _digest(source.parent) / f"{source.stem}.so"
     if path.is_file():
         return path
     zig = crossbuild.find_zig()

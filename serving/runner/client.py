@@ -16,6 +16,7 @@ from qexport.errors import (
     TargetLost,
     UnsupportedModelError,
 )
+from qexport.serving.feeds import feeds_for
 from qexport.serving.runner import python_runner as stream
 from qexport.serving.runner.channel import Channel
 from qexport.serving.session import KNOWN_INPUTS, Batch
@@ -92,16 +93,13 @@ class RunnerClient:
         """
         if not self._open:
             raise TargetLost(f"{self.where} was closed")
-        ids = np.asarray(batch["input_ids"], dtype=np.int64)
-        record: dict[str, Any] = {}
-        for name in self.facts["inputs"]:
-            if name not in KNOWN_INPUTS:
-                raise UnsupportedModelError(
-                    f"the file has an input '{name}', so it is no text classifier; export it with "
-                    f"qexport to-onnx"
-                )
-            default = np.ones_like(ids) if name == "attention_mask" else np.zeros_like(ids)
-            record[name] = np.asarray(batch.get(name, default), dtype=np.int64)
+        foreign = [name for name in self.facts["inputs"] if name not in KNOWN_INPUTS]
+        if foreign:
+            raise UnsupportedModelError(
+                f"the file has an input '{foreign[0]}', so it is no text classifier; export it with "
+                f"qexport to-onnx"
+            )
+        record = feeds_for(self.facts["inputs"], batch)
         if repeats != 1:
             record[":repeats"] = np.array([repeats], dtype=np.int64)
         with self._failures():

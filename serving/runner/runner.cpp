@@ -78,6 +78,12 @@ void check(OrtStatus* status, int code, Parts... what) {
   fail(code, what..., " (", message(status), ")");
 }
 
+bool flag(const char* word, const char* value) {
+  const long found = number(value);
+  if (found != 0 && found != 1) fail(USAGE, word, " takes 0 or 1, got ", value);
+  return found == 1;
+}
+
 void parse(int count, char** words, Options& options) {
   for (int i = 1; i < count; ++i) {
     const char* word = words[i];
@@ -98,7 +104,7 @@ void parse(int count, char** words, Options& options) {
     else if (same(word, "--input")) options.input = value;
     else if (same(word, "--output")) options.output = value;
     else if (same(word, "--threads")) options.threads = number(value);
-    else if (same(word, "--optimize")) options.optimize = number(value) != 0;
+    else if (same(word, "--optimize")) options.optimize = flag(word, value);
     else fail(USAGE, "unknown option ", word);
   }
   if (options.runtime == nullptr || options.model == nullptr) fail(USAGE, "--runtime and --model must be given");
@@ -341,6 +347,7 @@ void run(size_t count) {
 
 int run_all(int count, char** words) {
   Options& options = program.options;
+  ignore_broken_pipes();
   parse(count, words, options);
   if (options.input && (program.in.file = open_file(options.input, false)) < 0) fail(BAD_INPUT, "cannot open ", options.input);
   if (options.output && (program.out.file = open_file(options.output, true)) < 0) fail(USAGE, "cannot write ", options.output);

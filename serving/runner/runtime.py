@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qexport.atomic import atomic_write_bytes, disk_errors
+from qexport.cache import cache_folder
 from qexport.errors import EnvironmentProblem, MissingToolError
-from qexport.serving.targets.cache import targets_cache
 
 __all__ = ["VERSION", "fetch_library", "find_library"]
 
@@ -29,7 +29,7 @@ _SHA256 = {
 
 
 def _cached(machine: str) -> Path:
-    return targets_cache() / "onnxruntime" / VERSION / machine / "libonnxruntime.so"
+    return cache_folder() / "targets" / "onnxruntime" / VERSION / machine / "libonnxruntime.so"
 
 
 def find_library(machine: str) -> Path | None:

@@ -13,7 +13,7 @@ char* dlerror(void);
 
 namespace qexport {
 
-// Exit codes; docs/targets-devices.md lists them, and runner/process.py turns them into errors.
+// Exit codes; docs/targets-devices.md lists them, and runner/client.py turns them into errors.
 enum Exit {
   USAGE = 2,
   NO_RUNTIME = 20,
@@ -35,7 +35,7 @@ constexpr long ENOSPC_CODE = 28, EINTR_CODE = 4, EDQUOT_CODE = 122, HERE = -100;
 
 #if defined(__x86_64__)
 constexpr int OWN_MACHINE = EM_X86_64;
-enum Call : long { READ = 0, WRITE = 1, CLOSE = 3, MMAP = 9, MUNMAP = 11, CLOCK = 228, EXIT = 231, OPENAT = 257 };
+enum Call : long { READ = 0, WRITE = 1, CLOSE = 3, MMAP = 9, MUNMAP = 11, SIGACTION = 13, CLOCK = 228, EXIT = 231, OPENAT = 257 };
 inline long system_call6(long call, long a, long b, long c, long d, long e, long f) {
   long result;
   register long r10 __asm__("r10") = d;
@@ -46,7 +46,7 @@ inline long system_call6(long call, long a, long b, long c, long d, long e, long
 }
 #elif defined(__aarch64__)
 constexpr int OWN_MACHINE = EM_AARCH64;
-enum Call : long { OPENAT = 56, CLOSE = 57, READ = 63, WRITE = 64, EXIT = 94, CLOCK = 113, MUNMAP = 215, MMAP = 222 };
+enum Call : long { OPENAT = 56, CLOSE = 57, READ = 63, WRITE = 64, EXIT = 94, CLOCK = 113, SIGACTION = 134, MUNMAP = 215, MMAP = 222 };
 inline long system_call6(long call, long a, long b, long c, long d, long e, long f) {
   register long x8 __asm__("x8") = call;
   register long x0 __asm__("x0") = a;
@@ -67,6 +67,13 @@ inline long address(const void* pointer) { return reinterpret_cast<long>(pointer
 
 [[noreturn]] inline void leave(int code) {
   for (;;) system_call(EXIT, code, 0, 0, 0);
+}
+
+// A write to a pipe that nobody reads shall fail, not end the program without a word.
+inline void ignore_broken_pipes() {
+  constexpr long SIGPIPE_NUMBER = 13, MASK_BYTES = 8;
+  const unsigned long ignore[4] = {1, 0, 0, 0};  // the kernel's struct: handler SIG_IGN, flags, restorer, mask
+  system_call(SIGACTION, SIGPIPE_NUMBER, address(ignore), 0, MASK_BYTES);
 }
 
 inline size_t text_length(const char* text) {

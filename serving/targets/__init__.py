@@ -104,7 +104,7 @@ def get_target(name: str) -> Target:
         return NativeTarget(held[name])
     kind, colon, _ = name.partition("://")
     key = kind + colon
-    if key not in known or (colon and key == name):
+    if key not in known:
         raise UnknownNameError("target", name, {*known, *held})
     module_name, _, attribute = known[key].partition(":")
     found: Any = getattr(importlib.import_module(module_name), attribute or "TARGET", None)
@@ -124,6 +124,7 @@ def choose_targets(names: Sequence[str], model: Path) -> Choice:
         model: the .onnx file that they will run.
     Raises:
         UnknownNameError: no such target.
+        UsageError: two of those asked for would have the same column of the report.
         EnvironmentProblem: none of the targets can be used here; the first one's problem.
         UnsupportedModelError: the same, where the file has nothing for the kernel library.
     """
@@ -146,7 +147,17 @@ def choose_targets(names: Sequence[str], model: Path) -> Choice:
             by_name.add(each)
             chosen.setdefault(each, get_target(each))
     usable, unusable = [], []
+    owner: dict[str, str] = {}
     for name, target in chosen.items():
+        twice = next((mode for mode in target.modes if mode in owner), None)
+        if twice is not None and name not in by_name:
+            continue
+        if twice is not None:
+            raise UsageError(
+                f"targets {owner[twice]} and {name} are both '{twice}' in the report; verify them one after "
+                "the other, each with a --report folder of its own"
+            )
+        owner |= dict.fromkeys(target.modes, name)
         try:
             target.check()
             if target.library() is not None and not has_operators(model):

@@ -25,7 +25,7 @@ from qexport.serving.runner.build import build_plugin, build_runner, kernels_for
 from qexport.serving.runner.channel import ProcessChannel
 from qexport.serving.runner.client import RunnerClient
 from qexport.serving.runner.runtime import VERSION, fetch_library, find_library
-from qexport.serving.session import Batch
+from qexport.serving.session import Batch, Session
 from qexport.serving.targets.protocol import Clock, Facts, Job, Measure, Say
 
 __all__ = ["TARGET", "Arm64Place", "Arm64Target"]
@@ -156,7 +156,7 @@ class Arm64Place:
         raise UsageError("target arm64 is emulated, its time is no latency")
 
     def measures(self) -> list[Measure]:
-        """Executed instructions of one inference, in every mode that ran, at 32 and 128 tokens."""
+        """Executed instructions of one inference in every mode that ran, at 32 and 128 tokens if they fit."""
         program = qemu.counting_emulator()
         if program is None:
             self._say("no instructions were counted: that needs qemu-user, the dynamic build of QEMU 6 to 8")
@@ -166,6 +166,7 @@ class Arm64Place:
             plugin = build_plugin(qemu.COUNT_PLUGIN, self._say)
             for (model, mode, threads), client in self._clients.items():
                 if plugin is not None and threads == 1:
+                    self._say(f"{mode}: counting executed instructions, which takes a while")
                     found += _count(program, plugin, model, mode, client)
         except QexportError as error:
             self._say(f"no instructions were counted: {error}")
@@ -210,7 +211,8 @@ def _count(program: str, plugin: Path, model: Path, mode: str, running: RunnerCl
         client = RunnerClient(ProcessChannel(_command(emulated, model, mode, 1, "--mark")), "arm64")
         try:
             found = []
-            for length in _COUNTED_LENGTHS:
+            longest = Session(model).position_limit
+            for length in [length for length in _COUNTED_LENGTHS if length <= longest]:
                 batch = feeds_from_rows(
                     [{"input_ids": np.ones((1, 1), dtype=np.int64)}], length=length, batch_size=1
                 )
@@ -219,7 +221,7 @@ def _count(program: str, plugin: Path, model: Path, mode: str, running: RunnerCl
                 found.append(
                     Measure(
                         f"instructions per inference, {mode}, {length} tokens",
-                        float(qemu.read_counts(counts)[-1]), "instructions",
+                        float(qemu.last_count(counts)), "instructions",
                         f"counted by a plugin of QEMU {qemu.emulator_version(program)} on one thread"
                         + (f", kernels on {isa}" if isa else ""),
                     )

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 __all__ = ["Loopback"]
 
@@ -53,11 +54,11 @@ class Loopback:
         return f"http://127.0.0.1:{self._server.server_address[1]}/{self._word}/"
 
     def add(self, path: Path) -> str:
-        """Serve one more file; gives its path below `url`."""
+        """Serve one more file; gives its path below `url`, quoted."""
         for name, known in self._files.items():
             if known == path.resolve():
                 return name
-        name = f"files/{len(self._files)}/{path.name}"
+        name = f"files/{len(self._files)}/{quote(path.name)}"
         self._files[name] = path.resolve()
         return name
 

@@ -15,10 +15,11 @@ from importlib import resources
 from pathlib import Path
 
 from qexport.atomic import atomic_folder
+from qexport.cache import cache_folder
 from qexport.errors import EnvironmentProblem, MissingToolError
 from qexport.serving.targets.protocol import Say
 
-__all__ = ["SCRIPTS", "cache_folder", "find_node", "install", "modules_folder", "package_versions"]
+__all__ = ["SCRIPTS", "find_node", "install", "modules_folder", "package_versions"]
 
 SCRIPTS = Path(str(resources.files("qexport.serving.targets"))) / "js"
 """Folder with the lock file and the scripts that the targets run."""
@@ -27,12 +28,6 @@ OLDEST_NODE = 18
 """The oldest Node that the scripts run on."""
 
 _NPM_SECONDS = 900
-
-
-def cache_folder() -> Path:
-    """$QEXPORT_CACHE, else ~/.cache/qexport."""
-    named = os.environ.get("QEXPORT_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "qexport"
 
 
 def find_node() -> str:

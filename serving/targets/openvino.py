@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import MissingToolError, UnsupportedModelError, UsageError
+from qexport.serving.feeds import feeds_for
 from qexport.serving.session import KNOWN_INPUTS, Batch, model_file
 from qexport.serving.targets.local import LocalTarget
 from qexport.serving.targets.protocol import Clock
@@ -68,11 +69,7 @@ class OpenVinoRunner:
 
     def run(self, batch: Batch) -> dict[str, npt.NDArray[Any]]:
         """Every output of the file for one batch."""
-        ids = np.asarray(batch["input_ids"], dtype=np.int64)
-        feeds = {}
-        for name in self.inputs:
-            missing = np.ones_like(ids) if name == "attention_mask" else np.zeros_like(ids)
-            feeds[name] = np.asarray(batch.get(name, missing), dtype=np.int64)
+        feeds = feeds_for(self.inputs, batch)
         try:
             found = self._request.infer(feeds)
         except RuntimeError as error:

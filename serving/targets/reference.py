@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import UnsupportedModelError
+from qexport.serving.feeds import feeds_for
 from qexport.serving.kinds import kind_of_graph
 from qexport.serving.session import Batch, model_file, read_json
 from qexport.serving.targets.local import LocalTarget
@@ -48,11 +49,7 @@ class ReferenceRunner:
 
     def run(self, batch: Batch) -> dict[str, npt.NDArray[Any]]:
         """The outputs of the model's kind for one batch, by name."""
-        ids = np.asarray(batch["input_ids"], dtype=np.int64)
-        feeds = {}
-        for name in self.inputs:
-            missing = np.ones_like(ids) if name == "attention_mask" else np.zeros_like(ids)
-            feeds[name] = np.asarray(batch.get(name, missing), dtype=np.int64)
+        feeds = feeds_for(self.inputs, batch)
         try:
             values = self._evaluator.run(list(self.kind.outputs), feeds)
         except Exception as error:  # an operator implementation may raise anything

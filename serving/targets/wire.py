@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import UnsupportedModelError
+from qexport.serving.feeds import feeds_for
 from qexport.serving.session import KNOWN_INPUTS, Batch
 from qexport.serving.targets.protocol import Job, Measure
 
@@ -38,16 +39,6 @@ def from_wire(tensor: Mapping[str, Any]) -> npt.NDArray[Any]:
     """The array of a {type, dims, data}."""
     flat: npt.NDArray[Any] = np.frombuffer(base64.b64decode(tensor["data"]), _TYPES[tensor["type"]])
     return np.array(flat.reshape(tensor["dims"]))
-
-
-def feeds_for(inputs: Mapping[str, Any] | list[str], batch: Batch) -> dict[str, npt.NDArray[np.int64]]:
-    """The feeds of a graph with these inputs: a missing mask is all ones, missing type ids all zeros."""
-    ids = np.asarray(batch["input_ids"], dtype=np.int64)
-    found = {}
-    for name in inputs:
-        missing = np.ones_like(ids) if name == "attention_mask" else np.zeros_like(ids)
-        found[name] = np.asarray(batch.get(name, missing), dtype=np.int64)
-    return found
 
 
 class CommandRunner:
@@ -117,8 +108,25 @@ class CommandPlace(ABC):
             listed.append({"name": name, "engine": runner.engine, "key": runner.key})
             names |= set(runner.inputs)
         feeds = {name: to_wire(value) for name, value in feeds_for(sorted(names), batch).items()}
-        found = self.call({"op": "time", "jobs": listed, "feeds": feeds, "rounds": rounds, "warmup": warmup})
-        return {name: np.asarray(times, np.float64) for name, times in found.items()}
+        return self.turns(listed, feeds, rounds=rounds, warmup=warmup)
+
+    def turns(
+        self, jobs: Sequence[Mapping[str, str]], feeds: Mapping[str, Any], *, rounds: int, warmup: int
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """Milliseconds of each job in each round; one command a round, so that no command takes long.
+
+        Args:
+            jobs: name, engine and key of each.
+            feeds: input -> tensor, see `to_wire`.
+            rounds, warmup: timed rounds, and rounds before them.
+        """
+        times: dict[str, list[float]] = {job["name"]: [] for job in jobs}
+        for index in range(-warmup, rounds):
+            command = {"op": "round", "jobs": jobs, "feeds": feeds, "first": max(0, index)}
+            for name, taken in self.call(command).items():
+                if index >= 0:
+                    times[name].append(taken)
+        return {name: np.asarray(taken, np.float64) for name, taken in times.items()}
 
     def measures(self) -> list[Measure]:
         """None."""

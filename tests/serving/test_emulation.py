@@ -11,7 +11,7 @@ import pytest
 from required import missing
 
 from qexport.errors import EnvironmentProblem, MissingToolError
-from qexport.serving.emulation import root
+from qexport.serving.emulation import emulator, root
 from qexport.serving.session import Session
 from qexport.serving.targets import get_target
 
@@ -42,10 +42,28 @@ def test_a_package_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
         root._checked(tmp_path / name)
 
 
+def test_what_an_emulator_does_not_say_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counts").touch()
+    for name in ("counts", "absent"):
+        with pytest.raises(EnvironmentProblem, match="wrote no count"):
+            emulator.last_count(tmp_path / name)
+    odd = tmp_path / "qemu-aarch64"
+    odd.write_text("#!/bin/sh\necho has -plugin, but no number\n")
+    odd.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert emulator.counting_emulator() is None
+
+
+@on_x86_linux
+def test_a_folder_that_may_not_be_written_is_one_sentence() -> None:
+    with pytest.raises(EnvironmentProblem, match="name a folder of your own as QEXPORT_ARM64_ROOT"):
+        root.write_cpuinfo(Path("/sys/kernel"))
+
+
 @pytest.mark.slow
 @on_x86_linux
 def test_emulated_arm64_gives_the_numbers_of_x86(ternary_folder: Path) -> None:
-    """Logits are near (LayerNorm and softmax differ), and instructions are counted the same twice."""
+    """Logits are near (LayerNorm and softmax differ), and instructions are counted nearly the same twice."""
     target = get_target("arm64")
     try:
         target.check()
@@ -63,4 +81,5 @@ def test_emulated_arm64_gives_the_numbers_of_x86(ternary_folder: Path) -> None:
             counts.append([measure.value for measure in place.measures()])
         finally:
             place.close()
-    assert len(counts[0]) == 4 and counts[0] == counts[1] and min(counts[0]) > 1000
+    assert len(counts[0]) == 2 and min(counts[0]) > 1000  # at 32 tokens: the model takes 40
+    np.testing.assert_allclose(counts[0], counts[1], rtol=0.03)

@@ -28,6 +28,7 @@ class Device:
     """A target and its place in one; `dies` names the step that loses it: "start", "run 3"."""
 
     error: BaseException | None = None
+    opened = False
 
     name = "device"
     modes = ("device", "device-two", "device-gpu")
@@ -55,7 +56,7 @@ class Device:
     def facts(self) -> Facts:
         return Facts(
             {"cpu": "toy"},
-            {"device runtime": "1.0"},
+            {"device runtime": "1.0"} if self.opened else {},
             {"device": 1, "device-two": 2},
             {"device-gpu": "no GPU"},
         )
@@ -68,6 +69,7 @@ class Device:
 
     def open(self, model: Path, *, mode: str, threads: int) -> Any:
         self._step("open")
+        self.opened = True
         session = Session(model)
 
         def run(batch: Any) -> Any:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from qexport.errors import EnvironmentProblem, UnknownNameError, UnsupportedModelError, UsageError
 from qexport.serving import targets
+from qexport.serving.devices.address import parse_address
 from qexport.serving.targets import choose_targets, get_target, target_names
 
 if TYPE_CHECKING:
@@ -67,6 +68,21 @@ def test_an_entry_point_adds_a_target_but_cannot_replace_ours(monkeypatch: pytes
     assert get_target("mine").name == get_target("stock").name == "stock"
     with pytest.raises(UsageError, match=r"target 'broken' .* does not name a qexport target"):
         get_target("broken")
+
+
+def test_two_targets_that_would_share_a_column_are_refused(make_folder: MakeFolder) -> None:
+    file = make_folder() / "model.onnx"
+    with pytest.raises(
+        UsageError, match=r"ssh://pi\?isa=neon and .* are both 'ssh://pi stock' in the report"
+    ):
+        choose_targets(["stock", "ssh://pi?isa=neon", "ssh://pi?isa=dotprod"], file)
+
+
+def test_an_address_keeps_its_capitals_and_adb_may_name_no_device() -> None:
+    assert parse_address("ssh://me@MyPi:22/My%20Folder").host == "me@MyPi"
+    assert get_target("adb://").name == "adb://"
+    with pytest.raises(UsageError, match="must be ssh://user@host"):
+        get_target("ssh://")
 
 
 def test_the_reference_refuses_damaged_and_foreign_files(tmp_path: Path, make_folder: MakeFolder) -> None:

@@ -129,6 +129,20 @@ def test_a_damaged_file_is_refused_and_the_place_goes_on(
         assert place.open(good, mode=mode, threads=1).run(batch)["logits"].shape == (1, 2)
 
 
+def test_every_round_is_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch, node: NodePlace) -> None:
+    """One command has a time limit, which many rounds of a large model would pass."""
+    commands: list[Any] = []
+
+    def call(command: Any) -> Any:
+        commands.append(command)
+        return {job["name"]: float(len(commands)) for job in command["jobs"]}
+
+    monkeypatch.setattr(node, "call", call)
+    times = node.turns([{"name": "a"}, {"name": "b"}], {}, rounds=3, warmup=2)
+    assert [command["first"] for command in commands] == [0, 0, 0, 1, 2]
+    assert {name: list(taken) for name, taken in times.items()} == {"a": [3, 4, 5], "b": [3, 4, 5]}
+
+
 def test_turns_rotate_so_that_no_engine_is_always_first(node: NodePlace, make_folder: MakeFolder) -> None:
     file = make_folder() / "model.onnx"
     batch = {"input_ids": np.array([[2, 5, 3]])}
@@ -189,7 +203,7 @@ def test_the_server_gives_isolated_pages_and_nothing_else(tmp_path: Path) -> Non
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "index.html").write_text("hello" * 100)
     (tmp_path / "secret.txt").write_text("no")
-    model = tmp_path / "model.onnx"
+    model = tmp_path / "my model #1?ä.onnx"
     model.write_bytes(b"onnx")
     with contextlib.closing(Loopback({"": tmp_path / "page"}, compress=True)) as server:
         with urllib.request.urlopen(server.url) as reply:

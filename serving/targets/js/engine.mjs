@@ -80,17 +80,13 @@ export class Engine {
   }
 }
 
-// Several engines in turns: every round runs each job once and starts with the next one.
-// jobs: [{name, engine, key}]; call: (engine, op, arguments) -> Promise.
-export async function takeTurns(jobs, feeds, rounds, warmup, call) {
-  const times = Object.fromEntries(jobs.map((job) => [job.name, []]));
-  for (let round = -warmup; round < rounds; round++) {
-    const first = round < 0 ? 0 : round % jobs.length;
-    for (let i = 0; i < jobs.length; i++) {
-      const job = jobs[(first + i) % jobs.length];
-      const ms = await call(job.engine, "lap", { key: job.key, feeds });
-      if (round >= 0) times[job.name].push(ms);
-    }
+// One round of several engines in turns: name -> milliseconds. It starts with job number `first`, which the caller
+// moves on from round to round. jobs: [{name, engine, key}]; call: (engine, op, arguments) -> Promise.
+export async function oneRound({ jobs, feeds, first }, call) {
+  const times = {};
+  for (let i = 0; i < jobs.length; i++) {
+    const job = jobs[(first + i) % jobs.length];
+    times[job.name] = await call(job.engine, "lap", { key: job.key, feeds });
   }
   return times;
 }

@@ -4,7 +4,7 @@ import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
 import { Worker } from "node:worker_threads";
 import os from "node:os";
-import { Engine, answer, takeTurns } from "./engine.mjs";
+import { Engine, answer, oneRound } from "./engine.mjs";
 
 const modules = process.argv[2];
 const output = process.stdout.write.bind(process.stdout);
@@ -58,9 +58,10 @@ async function call(name, op, rest) {
 const host = {
   async handle({ op, engine, ...rest }) {
     if (op === "facts") {
-      return { node: process.version, cores: os.availableParallelism(), cpu: os.cpus()[0]?.model ?? "", simd: true };
+      const cores = os.availableParallelism?.() ?? os.cpus().length; // the first is of Node 18.14
+      return { node: process.version, cores, cpu: os.cpus()[0]?.model ?? "", simd: true };
     }
-    if (op === "time") return takeTurns(rest.jobs, rest.feeds, rest.rounds, rest.warmup, call);
+    if (op === "round") return oneRound(rest, call);
     return call(engine, op, rest);
   },
 };

@@ -1,6 +1,6 @@
 // The page: one worker per engine, since the number of threads of a wasm module is fixed at its start.
 // `host.handle(command)` is called through the DevTools protocol.
-import { takeTurns } from "./engine.mjs";
+import { oneRound } from "./engine.mjs";
 
 const workers = new Map();
 let count = 0;
@@ -48,7 +48,7 @@ globalThis.host = {
         gpu: await gpu(), simd: true,
       };
     }
-    if (op === "time") return takeTurns(rest.jobs, rest.feeds, rest.rounds, rest.warmup, call);
+    if (op === "round") return oneRound(rest, call);
     return call(engine, op, rest);
   },
 };

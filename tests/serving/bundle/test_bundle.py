@@ -83,9 +83,15 @@ def make(model: Path, target: str, output: Path, **more: Any) -> contents.Bundle
 def test_every_target_gets_model_tokenizer_sample_licence_and_sums(
     model: Path, tmp_path: Path, no_compiler: list[str], web_files: Path
 ) -> None:
-    samples = {"c": "main.c", "web": "app.js", "android": "app/build.gradle.kts", "ios": "Package.swift"}
+    samples = {
+        "c": "main.c",
+        "web": "classifier.js",
+        "android": "app/build.gradle.kts",
+        "ios": "Package.swift",
+    }
     for name, target in TARGETS.items():
-        found = make(model, name, tmp_path / name, onnxruntime_web=web_files)
+        more = {"onnxruntime_web": web_files} if name == "web" else {}
+        found = make(model, name, tmp_path / name, **more)
         folder = tmp_path / name
         listed = dict(
             reversed(line.split("  ", 1))
@@ -202,8 +208,14 @@ def test_web_page_gives_the_label_and_probability_of_predict(model: Path, tmp_pa
         )
         browser.wait_for("document.querySelector('output').value.match(/ 0|cannot/)")
         shown = str(browser.evaluate("document.querySelector('output').value"))
+        (tmp_path / "page" / "other.html").write_text("<p>a page of one's own")
+        browser.open(f"{server.url}other.html")
+        browser.wait_for("document.querySelector('p')?.innerText")
+        ask = "import('./classifier.js').then((m) => m.load()).then((c) => c.classify('A FÍNE, films'))"
+        elsewhere = browser.evaluate(ask)
     label, probability = shown.split()
-    assert label == wanted.label
+    assert label == wanted.label == elsewhere["label"]
+    assert elsewhere["probability"] == pytest.approx(wanted.probability, abs=1e-5)
     assert float(probability) == pytest.approx(wanted.probability, abs=1e-5)
 
 
@@ -220,6 +232,8 @@ def test_without_a_copy_of_onnxruntime_web_the_page_pins_it(
     assert pinned["version"] == version and pinned["integrity"].startswith("sha512-")
     targets = json.loads((npm.SCRIPTS / "package.json").read_text(encoding="utf-8"))
     assert targets["dependencies"]["onnxruntime-web"] == version
+    with pytest.raises(UsageError, match="is for --target web; leave it out for android"):
+        make(model, "android", tmp_path / "other", onnxruntime_web=tmp_path)
     with pytest.raises(UsageError, match="dist folder of onnxruntime-web"):
         make(model, "web", tmp_path / "other", onnxruntime_web=tmp_path)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from loopback_ssh import Server, children, free_port
 
@@ -27,6 +28,7 @@ from qexport.errors import (
     UsageError,
 )
 from qexport.serving.devices.address import parse_address
+from qexport.serving.devices.lodging import Lodging
 from qexport.serving.devices.ssh import SshConnection
 from qexport.serving.runner import python_runner
 from qexport.serving.runner.channel import ProcessChannel
@@ -51,6 +53,7 @@ def test_a_host_gives_the_logits_of_this_machine_and_its_own_times(
     place = target.start(quiet)
     try:
         facts = place.facts()
+        assert facts.versions == {}  # known when a file is open
         assert (
             facts.machine["system"].startswith("Linux")
             and facts.machine["architecture"] == os.uname().machine
@@ -59,6 +62,7 @@ def test_a_host_gives_the_logits_of_this_machine_and_its_own_times(
         for mode, name in ((stock, "stock"), (native, "native")):
             found = place.open(file, mode=mode, threads=1).run(BATCH)["logits"]
             np.testing.assert_array_equal(found, expected[name])
+        assert place.facts().versions == {"onnxruntime": onnxruntime.__version__}
         jobs = {mode: Job(file, mode, 1) for mode in target.modes}
         times = place.time(jobs, BATCH, rounds=3, warmup=1)
         assert all(taken.shape == (3,) and (taken > 0).all() for taken in times.values())
@@ -180,6 +184,35 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(sshd: Server) -> None:
         target.start(quiet)
 
 
+def test_a_folder_of_any_name_is_used_and_removed(sshd: Server) -> None:
+    folder = sshd.home / "a b\\t'\"$(touch made) ;"
+    folder.mkdir()
+    connection = SshConnection(parse_address(sshd.address))
+    lodging = Lodging(connection, str(folder))
+    assert Path(lodging.folder).parent == folder and Path(lodging.folder).is_dir()
+    copied = lodging.copy(sshd.config, "copy")
+    assert Path(copied).read_bytes() == sshd.config.read_bytes()
+    lodging.close()
+    connection.close()
+    assert os.listdir(folder) == []
+    folder.rmdir()
+    assert sshd.left_behind() == []
+
+
+def test_a_greeting_of_the_login_shell_breaks_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: SshConnection, command: str) -> ProcessChannel:
+        return ProcessChannel(["sh", "-c", f"echo welcome to 7 hosts; {command}"])
+
+    monkeypatch.setattr(SshConnection, "start", start)
+    connection = SshConnection(parse_address("ssh://host"))
+    (tmp_path / "here").write_bytes(b"12345")
+    connection.copy(tmp_path / "here", str(tmp_path / "there"))
+    connection.close()
+    assert (tmp_path / "there").read_bytes() == b"12345"
+
+
 def at_work(sshd: Server) -> list[str]:
     """Commands of processes, on either side, that have to do with this server; the server itself left out."""
     found = []
@@ -285,7 +318,7 @@ def test_without_ssh_the_message_says_what_to_install(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("ssh://", "unknown target"),
+        ("ssh://", "must be ssh://user@host"),
         ("ssh://user:secret@host", "with a key that needs no password"),
         ("ssh://host:port", "is no address"),
         ("ssh://host?speed=9", "unknown option 'speed'"),

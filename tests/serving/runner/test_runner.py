@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,7 @@ def test_outputs_times_and_facts_come_back(
     [
         ("c", ["--model"], 2, "--model needs a value"),
         ("c", ["--model", "m", "--speed", "9"], 2, "unknown option --speed"),
+        ("c", ["--model", "m", "--optimize", "yes"], 2, "--optimize takes 0 or 1, got yes"),
         ("c", ["--runtime", "/nowhere.so", "--model", "m"], 20, "cannot open /nowhere.so"),
         ("c", ["--runtime", "{model}", "--model", "m"], 20, "is no shared library"),
         ("c", ["--runtime", "{arm64}", "--model", "m"], 21, "is for aarch64, this machine is x86_64"),
@@ -84,6 +86,20 @@ def test_what_goes_wrong_is_one_sentence_and_a_code(
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     lines = done.stderr.decode().splitlines()
     assert done.returncode == code and len(lines) == 1 and said in lines[0], (done.returncode, lines)
+
+
+@pytest.mark.parametrize("kind", ["c", "python"])
+def test_results_that_nobody_reads_are_told(
+    kind: str, commands: dict[str, list[str]], ternary_folder: Path
+) -> None:
+    command = [*commands[kind], "--model", str(ternary_folder / "model.onnx")]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert done.returncode == 29 and done.stderr.startswith(b"qexport-runner: "), done
 
 
 @pytest.mark.parametrize(
