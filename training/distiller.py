@@ -18,8 +18,10 @@ from qexport.training.kinds import Kind, Named
 from qexport.training.layer_map import LayerMap
 from qexport.training.pairing import layers_to_compare
 from qexport.training.projection import projection_of
+from qexport.training.quantizers import ActivationQuantizer
 from qexport.training.recipes.base import LearnedSteps, Losses
 from qexport.training.step_rates import set_step_rates
+from qexport.training.unused import unused_parameters
 
 __all__ = ["Distiller"]
 
@@ -55,6 +57,7 @@ class Distiller(Trainer):
             frozen: nn.Module = teacher
             frozen.requires_grad_(False).eval().to(self.args.device)
             self.layers = layers_to_compare(model, teacher, losses)
+        self._freeze_unused()
 
     def compute_loss(
         self,
@@ -70,6 +73,17 @@ class Distiller(Trainer):
             named = self.kind.read(model(**features), features)
             loss = self.kind.label_loss(named, labels)
             return (loss, {"joined": self.kind.join(named)}) if return_outputs else loss
+        outputs, terms = self._terms(model, features, labels)
+        for name, term in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(term.detach())
+        self._count += 1
+        loss = torch.stack(list(terms.values())).sum()
+        return (loss, outputs) if return_outputs else loss
+
+    def _terms(
+        self, model: nn.Module, features: dict[str, Any], labels: Tensor
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """What the model gives for one batch, and the weighted terms of its loss."""
         inner = {
             "output_hidden_states": self.losses.hidden > 0,
             "output_attentions": self.losses.attention > 0,
@@ -85,11 +99,31 @@ class Distiller(Trainer):
             terms = self._distillation(outputs, target, named, features)
         if self.losses.label > 0:
             terms["label"] = self.losses.label * self.kind.label_loss(named, labels)
-        for name, term in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(term.detach())
-        self._count += 1
-        loss = torch.stack(list(terms.values())).sum()
-        return (loss, outputs) if return_outputs else loss
+        return outputs, terms
+
+    def _freeze_unused(self) -> None:
+        """Let parameters that get no gradient require none: see `unused_parameters`.
+
+        One row is run in training mode; random state and stored scales are afterwards what they were.
+        """
+        rows: Any = self.train_dataset
+        batch: Any = self._prepare_inputs(self.data_collator([rows[0]]))
+        features = {name: value for name, value in batch.items() if name != "labels"}
+        student, was_training = self.student, self.student.training
+        scales = [
+            buffer
+            for module in student.modules() if isinstance(module, ActivationQuantizer)
+            for buffer in module.buffers()
+        ]  # fmt: skip
+        before = [scale.clone() for scale in scales]
+        nn.Module.train(student, True)
+        with torch.random.fork_rng():
+            _, terms = self._terms(student, features, batch["labels"])
+        nn.Module.train(student, was_training)
+        for scale, value in zip(scales, before, strict=True):
+            scale.data.copy_(value)
+        for name in unused_parameters(student, torch.stack(list(terms.values())).sum()):
+            student.get_parameter(name).requires_grad_(False)
 
     def _distillation(self, student: Any, teacher: Any, named: Named, features: Named) -> dict[str, Tensor]:
         """The weighted terms between two model outputs; `named` are the student's by name."""

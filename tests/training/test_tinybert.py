@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import save_model
+from tiny_models import save_model, write_reviews
 from transformers import AutoModelForSequenceClassification
 
 from qexport.errors import Interrupted, UsageError
+from qexport.training import trainer as trainer_module
 from qexport.training.config import TrainConfig
+from qexport.training.distiller import Distiller
 from qexport.training.trainer import train
 
 Files = tuple[Path, Path]
@@ -76,6 +78,30 @@ def test_small_student_learns_in_two_stages_and_is_a_start_for_quantising(
     quantised = train(config(reviews, tmp_path / "quantised", **values, epochs=2))
     assert quantised.metrics["validation/accuracy"] >= 0.8
     assert report(tmp_path / "quantised")["bits"] == "2-2-8"
+
+
+def test_losses_of_one_batch_fall_and_all_that_is_compared_learns(
+    tmp_path: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watched(Distiller):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            seen.append({name: value.detach().clone() for name, value in self.student.named_parameters()})
+            return super().training_step(*args, **kwargs)
+
+    monkeypatch.setattr(trainer_module, "Distiller", Watched)
+    files = write_reviews(tmp_path / "batch.csv", 16, 1), write_reviews(tmp_path / "dev.csv", 8, 2)
+    values = {**SMALL, "layers": 2, "teacher": str(untrained), "max_steps": 21, "logging_steps": 1}
+    train(config(files, tmp_path / "small", **values))
+    history = report(tmp_path / "small")["stages"][0]["history"]
+    for name in ("loss_hidden", "loss_attention"):
+        terms = [line[name] for line in history if name in line][::5]
+        assert sorted(terms, reverse=True) == terms and terms[-1] < 0.85 * terms[0]
+    first, last = seen[0], seen[20]
+    still = {name for name in first if torch.equal(first[name], last[name])}
+    assert "qexport_projection.weight" in first
+    assert still == {name for name in first if name.startswith(("bert.pooler", "classifier"))}
 
 
 def test_interrupted_stage_resumes_to_the_same_end(reviews: Files, untrained: Path, tmp_path: Path) -> None:
