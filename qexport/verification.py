@@ -75,8 +75,9 @@ class VerificationConfig:
 
     targets: tuple[str, ...] = ("auto",)
     """Where to run it, by comma: native (the kernel library), native-ISA such as native-avx2, stock (ONNX
-    Runtime alone), reference (the ONNX evaluator, a few rows), web (a browser), node; auto is native where it
-    can run, and stock; all is each that can run here (qexport target list)."""
+    Runtime alone), reference (the ONNX evaluator, a few rows), openvino, web (a browser), node, arm64
+    (emulated), ssh://user@host, adb://serial; auto is native where it can run, and stock; all is each that
+    can run here without an address (qexport target list)."""
     target_rows: int | None = None
     """Rows for the targets after the first one; default: each target's own limit."""
     mobile_check: bool = False

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from qexport.errors import ShapeError
+
 if TYPE_CHECKING:
     from qexport.serving.evaluate import EvalRows
 
@@ -25,6 +27,7 @@ __all__ = [
     "Int64Array",
     "OutputKind",
     "PairMeasure",
+    "row_outputs",
     "stack_rows",
 ]
 
@@ -163,3 +166,27 @@ def stack_rows(parts: Sequence[Float32Array]) -> Float32Array:
         out[start : start + len(part), : part.shape[1]] = part
         start += len(part)
     return out
+
+
+def row_outputs(
+    named: Mapping[str, npt.NDArray[Any]], output: str, batch: Mapping[str, npt.NDArray[Any]], width: str
+) -> Float32Array:
+    """The output of a kind that says one thing a row, float32 [B, width].
+
+    Args:
+        named: the graph's outputs by name.
+        output: which of them.
+        batch: what it was fed, int64 [B, S] each.
+        width: what its second axis is called in messages.
+    Raises:
+        ShapeError: it is not a row for each row of the batch.
+    """
+    if output not in named:
+        raise ShapeError(f"the model must give {output}, got {', '.join(named) or 'nothing'}")
+    found = np.asarray(named[output], dtype=np.float32)
+    rows = len(batch["input_ids"])
+    if found.ndim != 2 or found.shape[0] != rows:
+        raise ShapeError(
+            f"{output} must be [{rows}, {width}] for a batch of {rows} rows, got {list(found.shape)}"
+        )
+    return found

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import ShapeError
-from qexport.serving.kinds.base import Agreement, Float32Array, Int64Array, OutputKind
+from qexport.serving.kinds.base import Agreement, Float32Array, Int64Array, OutputKind, row_outputs
 
 if TYPE_CHECKING:
     from qexport.serving.evaluate import EvalRows
@@ -31,13 +31,7 @@ class Classification(OutputKind):
         self, named: Mapping[str, npt.NDArray[Any]], batch: Mapping[str, npt.NDArray[Any]]
     ) -> Float32Array:
         """The logits, float32 [B, C]; see the base class."""
-        logits = np.asarray(named["logits"], dtype=np.float32)
-        take = len(batch["input_ids"])
-        if logits.ndim != 2 or logits.shape[0] != take:
-            raise ShapeError(
-                f"logits must be [{take}, labels] for a batch of {take} rows, got {list(logits.shape)}"
-            )
-        return logits
+        return row_outputs(named, "logits", batch, "labels")
 
     def check(self, rows: EvalRows, decoded: Float32Array) -> None:
         """One row of logits a row, and a logit for every label; see the base class."""

@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from qexport.errors import ShapeError
-from qexport.serving.kinds.base import Agreement, Float32Array, Int64Array, OutputKind, PairMeasure
+from qexport.serving.kinds.base import (
+    Agreement,
+    Float32Array,
+    Int64Array,
+    OutputKind,
+    PairMeasure,
+    row_outputs,
+)
 from qexport.serving.neighbours import neighbour_overlap
 
 if TYPE_CHECKING:
@@ -44,14 +51,7 @@ class Embedding(OutputKind):
         self, named: Mapping[str, npt.NDArray[Any]], batch: Mapping[str, npt.NDArray[Any]]
     ) -> Float32Array:
         """The embeddings, float32 [B, D]; see the base class."""
-        found = np.asarray(named["sentence_embedding"], dtype=np.float32)
-        rows = len(batch["input_ids"])
-        if found.ndim != 2 or found.shape[0] != rows:
-            raise ShapeError(
-                f"sentence_embedding must be [{rows}, width] for a batch of {rows} rows, got "
-                f"{list(found.shape)}"
-            )
-        return found
+        return row_outputs(named, "sentence_embedding", batch, "width")
 
     def check(self, rows: EvalRows, decoded: Float32Array) -> None:
         """A vector for every row; see the base class."""

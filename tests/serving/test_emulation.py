@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from required import missing
+from small_batch import BATCH
 
 from qexport.errors import EnvironmentProblem, MissingToolError
 from qexport.serving.emulation import emulator, root
 from qexport.serving.session import Session
 from qexport.serving.targets import get_target
-
-BATCH = {"input_ids": np.array([[2, 5, 3], [2, 3, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
 
 on_x86_linux = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="arm64 is emulated on x86-64 Linux"

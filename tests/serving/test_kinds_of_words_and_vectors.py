@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qexport.errors import ShapeError
+from qexport.serving.kinds import get_kind
 from qexport.serving.kinds.embedding import EMBEDDING
 from qexport.serving.kinds.tokens import TOKENS, TokenItems
 
@@ -78,3 +79,13 @@ def test_embeddings_agree_by_cosine_and_share_neighbours() -> None:
     broken = ours.copy()
     broken[0] = np.nan
     assert not EMBEDDING.agreement(ROWS, broken, theirs, np.arange(12)).same[0]
+
+
+@pytest.mark.parametrize("name", ["classification", "embedding"])
+def test_an_engine_without_the_output_is_refused_in_one_sentence(name: str) -> None:
+    kind = get_kind(name)
+    batch = {"input_ids": np.zeros((2, 3), dtype=np.int64)}
+    with pytest.raises(ShapeError, match=f"must give {kind.outputs[0]}, got scores$"):
+        kind.join({"scores": np.zeros((2, 4), np.float32)}, batch)
+    with pytest.raises(ShapeError, match=rf"{kind.outputs[0]} must be \[2, \w+\] for .* rows, got \[3, 4\]"):
+        kind.join({kind.outputs[0]: np.zeros((3, 4), np.float32)}, batch)

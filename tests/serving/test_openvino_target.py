@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from required import missing
+from small_batch import BATCH
 
 from qexport.errors import MissingToolError, UnsupportedModelError
 from qexport.serving.session import Session
 from qexport.serving.targets import get_target
-
-BATCH = {"input_ids": np.array([[2, 5, 3], [2, 3, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from small_batch import BATCH
 
 from qexport.errors import EnvironmentProblem, UnknownNameError, UnsupportedModelError, UsageError
 from qexport.serving import targets
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from conftest import FakeKernels
 
 MakeFolder = Callable[..., Path]
-
-BATCH = {"input_ids": np.array([[2, 5, 3], [2, 3, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
 
 
 @pytest.mark.usefixtures("fake")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from required import missing
+from small_batch import BATCH
 
 from qexport.errors import EnvironmentProblem, MissingToolError, TargetLost, UnsupportedModelError
 from qexport.serving.session import Session
@@ -101,13 +102,9 @@ def test_one_report_has_node_and_the_browser_beside_this_process(
 
 def test_every_output_comes_back_by_name_and_type(node: NodePlace, make_folder: MakeFolder) -> None:
     file = make_folder() / "model.onnx"
-    batch = {
-        "input_ids": np.array([[2, 5, 3], [2, 3, 0]]),
-        "attention_mask": np.array([[1, 1, 1], [1, 1, 0]]),
-    }
-    found = node.open(file, mode="node", threads=1).run(batch)
+    found = node.open(file, mode="node", threads=1).run(BATCH)
     assert list(found) == ["logits"] and found["logits"].dtype == np.float32
-    np.testing.assert_allclose(found["logits"], Session(file).logits(batch), atol=1e-6)
+    np.testing.assert_allclose(found["logits"], Session(file).logits(BATCH), atol=1e-6)
     for array in (
         np.arange(6, dtype=np.int64).reshape(2, 3),
         np.array([[True], [False]]),

@@ -8,16 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pytest
 from adb_server import AdbServer, adb_server
 from loopback_ssh import Server, ssh_server
 from required import missing
+from small_batch import BATCH
 
 from qexport.serving.session import Session
-
-BATCH = {"input_ids": np.array([[2, 5, 3], [2, 3, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,10 @@ import pytest
 from adb_server import AdbServer
 from loopback_ssh import free_port
 from required import missing
+from small_batch import BATCH
 
 from qexport.errors import DiskFullError, EnvironmentProblem, MissingToolError, TargetLost
 from qexport.serving.targets import get_target
-
-BATCH = {"input_ids": np.array([[2, 5, 3], [2, 3, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
 
 
 def quiet(line: str) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from loopback_ssh import ssh_server
 from required import missing
+from small_batch import BATCH
 
 from qexport.errors import EnvironmentProblem
 from qexport.serving.emulation.root import write_cpuinfo
 from qexport.serving.runner.runtime import find_library
 from qexport.serving.targets import get_target
 
-BATCH = {"input_ids": np.array([[2, 5, 3], [2, 3, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
 TOOLS = ("sh", "cat", "chmod", "ls", "mktemp", "rm", "uname", "wc")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from loopback_ssh import Server, children, free_port
+from small_batch import BATCH
 
 from qexport.errors import (
     DiskFullError,
@@ -37,8 +38,6 @@ from qexport.serving.verify import VerifyConfig, verify
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
-
-BATCH = {"input_ids": np.array([[2, 5, 3], [2, 3, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
 
 
 def quiet(line: str) -> None:
