@@ -42,6 +42,8 @@ class RunningTargets:
         self._places: dict[str, Place] = {}
         self._facts: dict[str, Facts] = {}
         self._errors: dict[str, QexportError] = {}
+        self._partly: dict[str, QexportError] = {}
+        """Targets that go on without a further mode, which cannot run the file."""
         self._measures: dict[str, list[Measure]] = {}
         self.interrupted = False
         """Ctrl-C came: nothing more is started, what was finished is kept."""
@@ -95,7 +97,10 @@ class RunningTargets:
 
     @contextlib.contextmanager
     def guard(self, mode: str) -> Iterator[None]:
-        """Lose the target of `mode`, and no other, when it fails inside; at Ctrl-C also see `interrupt`."""
+        """Lose the target of `mode`, and no other, when it fails inside; at Ctrl-C also see `interrupt`.
+
+        A further mode that refuses the file is lost alone, and its target counts as failed.
+        """
         target = self.asked_modes.get(mode)
         if target is None or target.name in self._errors:
             yield
@@ -103,6 +108,12 @@ class RunningTargets:
         try:
             yield
         except LOSES_A_TARGET as error:
+            further = mode != target.modes[0] and target.name in self._places
+            if further and isinstance(error, UnsupportedModelError):
+                self.say(f"{mode} was lost: {error}")
+                self._partly.setdefault(target.name, error)
+                self.modes.pop(mode, None)
+                return
             self.say(f"target {target.name} was lost: {error}")
             self._lose(target, error)
         except KeyboardInterrupt:
@@ -168,7 +179,8 @@ class RunningTargets:
         """What became of each target, in the order asked for; the unusable ones last."""
         found = []
         for target in self.choice.targets:
-            error, facts = self._errors.get(target.name), self._facts.get(target.name, Facts())
+            error = self._errors.get(target.name) or self._partly.get(target.name)
+            facts = self._facts.get(target.name, Facts())
             clocks = {target.clock(mode) for mode in target.modes} - {"none"}
             found.append(
                 TargetResult(

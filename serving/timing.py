@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qexport.errors import EnvironmentProblem
+from qexport.errors import EnvironmentProblem, UnsupportedModelError
 from qexport.serving.config import VerifyConfig
 from qexport.serving.evaluate import Runner
 from qexport.serving.facts import file_bytes
@@ -100,7 +100,13 @@ class Timing:
             for name in ("int8", "fp32"):
                 if name in self.baselines:
                     engine = f"{name}-{ours}"
-                    jobs[engine] = Job(self.baselines[name], ours, self.targets.threads(ours, asked))
+                    job = Job(self.baselines[name], ours, self.targets.threads(ours, asked))
+                    try:
+                        place.open(job.model, mode=job.mode, threads=job.threads)
+                    except UnsupportedModelError as error:  # the file under test has times all the same
+                        self.notes.append(f"no {_LABELS[name]} baseline on target {target.name}: {error}")
+                        continue
+                    jobs[engine] = job
                     beside[engine] = (name, target.name)
             counts = {name: job.threads for name, job in jobs.items()}
             for length in lengths:

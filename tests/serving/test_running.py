@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from qexport.errors import EnvironmentProblem, Interrupted, MissingToolError, TargetLost
+from qexport.errors import (
+    EnvironmentProblem,
+    Interrupted,
+    MissingToolError,
+    TargetLost,
+    UnsupportedModelError,
+)
 from qexport.serving import targets
 from qexport.serving.report import Report, json_schema
 from qexport.serving.session import Session
@@ -29,6 +35,8 @@ class Device:
 
     error: BaseException | None = None
     opened = False
+    refuses = ""
+    """A mode, or the folder of a file, that it cannot load."""
 
     name = "device"
     modes = ("device", "device-two", "device-gpu")
@@ -69,6 +77,8 @@ class Device:
 
     def open(self, model: Path, *, mode: str, threads: int) -> Any:
         self._step("open")
+        if model.parent.name == self.refuses or mode == self.refuses:
+            raise UnsupportedModelError(f"{mode} cannot load {model.name}")
         self.opened = True
         session = Session(model)
 
@@ -81,7 +91,7 @@ class Device:
 
     def time(self, jobs: Mapping[str, Job], batch: Any, *, rounds: int, warmup: int) -> Any:
         self._step("time")
-        assert jobs["device"].threads == 1 and jobs["device-two"].threads == 2
+        assert jobs["device"].threads == 1 and ("device-two" not in jobs or jobs["device-two"].threads == 2)
         return {name: np.full(rounds, 1.0 + index) for index, name in enumerate(jobs)}
 
     def measures(self) -> list[Measure]:
@@ -174,6 +184,25 @@ def test_a_target_that_is_lost_loses_no_other(
     assert caught.value.exit_code == 4
     jsonschema.validate(json.loads(report.to_json()), json_schema())
     assert "A target did not run" in report.to_html()
+
+
+@pytest.mark.parametrize("refuses", ["device-two", "fp32"])
+def test_what_cannot_be_loaded_takes_nothing_else_with_it(
+    refuses: str, monkeypatch: pytest.MonkeyPatch, make_folder: MakeFolder, toy: SimpleNamespace
+) -> None:
+    device = Device()
+    device.refuses = refuses
+    fp32 = make_folder("fp32", noise=0.1)
+    report = run(monkeypatch, device, make_folder(), toy, "stock", "device", baseline=fp32, int8=False)
+    timed = {cell.engine for cell in report.latency if cell.clock == "device"}
+    assert timed == {"device", "device-two", "fp32-device"} - {refuses, f"{refuses}-device"}
+    assert "device" in {item.engine for item in report.accuracy} and report.targets[1].measures
+    if refuses == "fp32":
+        assert report.status == "measured"
+        assert "no FP32 baseline on target device: device cannot load model.onnx" in report.notes
+    else:
+        assert (report.status, report.targets[1].status) == ("incomplete", "failed")
+        assert report.targets[1].reason == "device-two cannot load model.onnx"
 
 
 @pytest.mark.parametrize("dies", ["run 2", "time"])
