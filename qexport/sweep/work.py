@@ -127,7 +127,7 @@ class Work:
             yield from self._command("to-onnx", folder, [*folder.export_words(), "--force"], state, mark)
 
     def _verify(self, folder: RunFolder, state: _State, mark: str) -> Steps:
-        if not _newer(folder.report / "report.json", folder.onnx / "qexport.json"):
+        if not _verified(folder):
             accept = (0, _GATE_FAILED)
             yield from self._command("verify", folder, folder.verify_words(), state, mark, accept=accept)
 
@@ -190,6 +190,18 @@ def _resumable(model: Path) -> bool:
     """Whether --resume would find a whole checkpoint or a finished stage."""
     kept = ("checkpoints/**/checkpoint-*/trainer_state.json", "checkpoints/*/model/stage.json")
     return any(any(model.glob(name)) for name in kept)
+
+
+def _verified(folder: RunFolder) -> bool:
+    """Whether this export has a report that was measured to its end, not one of Ctrl-C or a lost target."""
+    path = folder.report / "report.json"
+    if not _newer(path, folder.onnx / "qexport.json"):
+        return False
+    try:
+        status = json.loads(path.read_text(encoding="utf-8")).get("status")
+    except ValueError:
+        return False
+    return status not in ("interrupted", "incomplete")
 
 
 def _newer(path: Path, than: Path) -> bool:

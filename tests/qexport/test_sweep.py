@@ -72,6 +72,21 @@ def test_failed_run_is_recorded_and_tried_again_while_others_go_on(commands: Com
     assert {row["status"] for row in read_rows(TABLE)} == {"done"}
 
 
+@pytest.mark.parametrize("status", ["interrupted", "incomplete"])
+def test_a_report_that_was_cut_off_is_measured_again(commands: Commands, status: str) -> None:
+    call = "verify rte-ternarybert-2-2-8-s1"
+    commands.fail[call] = CommandFailed("stopped", 4)
+    with pytest.raises(SweepFailed):
+        sweep(CONFIG)
+    (folder,) = Path("out").glob("rte-ternarybert-2-2-8-s1-*")
+    (folder / "report").mkdir()
+    (folder / "report" / "report.json").write_text(f'{{"status": "{status}"}}')
+    before = len(commands.calls)
+    sweep(CONFIG)
+    assert commands.calls[before:] == [call]
+    assert {row["status"] for row in read_rows(TABLE)} == {"done"}
+
+
 def test_ctrl_c_stops_and_the_same_command_resumes_the_training(commands: Commands) -> None:
     commands.interrupt["train rte-ternarybert-2-2-8-s2"] = 1
     with pytest.raises(Interrupted, match="2 of 5 runs are done, the same command goes on"):
