@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qexport.errors import MissingPackageError, UsageError
+from qexport.errors import Interrupted, MissingPackageError, UsageError
 
 if TYPE_CHECKING:
     from qexport.serving.report import Report
@@ -114,6 +114,8 @@ def quickstart(
     )  # fmt: skip
     command = f"qexport verify {onnx} --task {TASK} --baseline {teacher_onnx} --report {work / 'report'}"
     report = verify_folder(verification, command=command, say=say)
+    if report.status == "interrupted":
+        raise Interrupted("")
     return QuickstartResult(report, work / "report" / "report.html", onnx, time.monotonic() - started)
 
 
