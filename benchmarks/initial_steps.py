@@ -1,12 +1,12 @@
-"""What Algorithm 1 of KDLSQ-BERT costs at the start: squared error of codes, by truncation ratio and width.
+"""What the start of learned steps costs: squared error of codes, by truncation ratio and width.
 
     python benchmarks/initial_steps.py
     python benchmarks/initial_steps.py --model teacher --bits 4-4-4
 
 Prints the part of the energy (sum of squares) that is lost, the mean over the tensors of a kind: weights of
-the encoder with one threshold a row, inputs of matrices, Q, K and V, attention probabilities. The last column
-is the ratio that `qexport train` chooses for each threshold by itself. Activations are those of the float
-model on 32 rows of Rotten Tomatoes.
+the encoder with one threshold a row, inputs of matrices, Q, K and V, attention probabilities. "chosen" is the
+ratio that `qexport train` chooses for each threshold by itself, "mean" the start of LSQ. Activations are
+those of the float model on 32 rows of Rotten Tomatoes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from qexport.training.calibration import initialise_thresholds
 from qexport.training.config import TrainConfig
 from qexport.training.data import encode, load_task_data, load_tokenizer, pad, pad_token_id
+from qexport.training.kinds import get_kind
 from qexport.training.models import load_encoder, resolve_model
 from qexport.training.quantizers import learned
 from qexport.training.recipes import get_recipe
@@ -30,14 +31,14 @@ RATIOS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2)
 
 
 def lost(x: Tensor, top: int) -> list[float]:
-    """Relative squared error of x [..., n] for each ratio, then for the chosen one."""
+    """Relative squared error of x [..., n] for each ratio, the chosen one, and the start from the mean."""
     if x.shape[-1] > learned.FITTED_VALUES:
         x = x[
             torch.randint(x.shape[-1], (learned.FITTED_VALUES,), generator=torch.Generator().manual_seed(1))
         ]
     found = []
-    for ratio in (*RATIOS, None):
-        codes, step = learned.learned_codes(x, learned.threshold_rule(ratio)(x, top), top)
+    for rule in (*map(learned.threshold_rule, (*RATIOS, None)), learned.mean_threshold):
+        codes, step = learned.learned_codes(x, rule(x, top), top)
         found.append(
             float((codes * step.unsqueeze(-1) - x).square().sum() / x.square().sum().clamp(min=1e-30))
         )
@@ -54,10 +55,11 @@ def main() -> None:
     rows = load_task_data("rotten_tomatoes", train_samples=32, seed=42).train
     encoded, pad_id = encode(rows, load_tokenizer(folder), 64), pad_token_id(folder)
     features = {key: torch.from_numpy(value) for key, value in pad(encoded, range(32), pad_id=pad_id).items()}
-    print(f"{'bits':7}{'tensors':16}{''.join(f'{ratio:>9}' for ratio in RATIOS)}   chosen")
+    print(f"{'bits':7}{'tensors':16}{''.join(f'{ratio:>9}' for ratio in RATIOS)}   chosen     mean")
     for bits in options.bits.split(","):
         run = TrainConfig(method="kdlsq", output=Path("."), task="rotten_tomatoes", bits=bits)
-        model = quantize_model(load_encoder(options.model), get_recipe("kdlsq").quant_config(run))
+        float_model = load_encoder(options.model, kind=get_kind("classification"))
+        model = quantize_model(float_model, get_recipe("kdlsq").quant_config(run))
         initialise_thresholds(model, features)
         sums: dict[str, list[list[float]]] = defaultdict(list)
         for module in quantized_modules(model).values():

@@ -10,13 +10,24 @@ from dataclasses import dataclass
 
 from qexport.errors import UsageError
 
-__all__ = ["ACTIVATION_MODES", "GRANULARITIES", "TERNARY_SOLVERS", "Bits", "max_code", "parse_bits"]
+__all__ = [
+    "ACTIVATION_MODES",
+    "GRANULARITIES",
+    "INITIAL_STEPS",
+    "TERNARY_SOLVERS",
+    "Bits",
+    "max_code",
+    "parse_bits",
+]
 
 ACTIVATION_MODES = ("dynamic-token", "dynamic-tensor", "static")
 """How the scale of an activation is found: per token at run time, per batch tensor at run time, frozen."""
 
 GRANULARITIES = ("row", "matrix")
 """How many scales a weight matrix [N, K] has: one per output row, shape [N], or one, shape [1]."""
+
+INITIAL_STEPS = ("truncation", "mean")
+"""Where learned steps begin: Algorithm 1 of KDLSQ-BERT, or the mean magnitude as in LSQ."""
 
 TERNARY_SOLVERS = ("alternating", "exact")
 """How loss-aware ternarisation finds codes and scale: approximately in a few rounds, or exactly by a sort."""

@@ -1,6 +1,7 @@
 """Initial thresholds of a student with learned steps: weights from themselves, activations from one batch.
 
-Source: KDLSQ-BERT (arXiv 2101.05938), Algorithm 1; activations are those of the float model.
+Source: KDLSQ-BERT (arXiv 2101.05938), Algorithm 1, or the initial value of LSQ (arXiv 1902.08153);
+activations are those of the float model.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from qexport.training.data import Encoded, pad
-from qexport.training.quantizers.learned import LearnedActivation, ThresholdRule, threshold_rule
+from qexport.training.quantizers.learned import LearnedActivation, ThresholdRule, fitted_threshold
 from qexport.training.student import AttentionQuantizers, QuantEmbedding, QuantLinear, quantized_modules
 
 __all__ = ["calibrate", "initialise_thresholds", "learned_thresholds"]
 
 
 def calibrate(
-    model: nn.Module, rows: Encoded, *, count: int, seed: int, pad_id: int, truncation: float | None
+    model: nn.Module, rows: Encoded, *, count: int, seed: int, pad_id: int, rule: ThresholdRule
 ) -> None:
     """`initialise_thresholds` on `count` rows drawn at random.
 
@@ -30,30 +31,29 @@ def calibrate(
         count: rows in the batch.
         seed: of the draw; the random state of torch is left alone.
         pad_id: id of the padding token.
-        truncation: see `initialise_thresholds`.
+        rule: see `initialise_thresholds`.
     """
     drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
     accepted = inspect.signature(model.forward).parameters
     arrays = pad(rows, drawn.tolist(), pad_id=pad_id)
     features = {name: torch.from_numpy(array) for name, array in arrays.items() if name in accepted}
-    initialise_thresholds(model, features, truncation=truncation)
+    initialise_thresholds(model, features, rule=rule)
 
 
 @torch.no_grad()
 def initialise_thresholds(
-    model: nn.Module, features: Mapping[str, Tensor], *, truncation: float | None = None
+    model: nn.Module, features: Mapping[str, Tensor], *, rule: ThresholdRule = fitted_threshold
 ) -> None:
     """Set every learned threshold of `model`, in place; nothing else changes, not even the random state.
 
     Args:
         model: a student whose latent weights are those of a float model; its mode is kept.
         features: one batch, inputs of the model by name.
-        truncation: the part of the values that lies beyond a threshold, see `truncated_threshold`; None
-            finds the best one for each threshold, see `fitted_threshold`.
+        rule: from the values of a tensor to its threshold, see `threshold_rule`.
     Raises:
-        UsageError: `truncation` is not in 0..1.
+        UsageError: a truncation that is not in 0..1.
     """
-    modules, rule = list(quantized_modules(model).values()), threshold_rule(truncation)
+    modules = list(quantized_modules(model).values())
     was_training = model.training
     for module in modules:
         if isinstance(module, QuantLinear | QuantEmbedding) and module.learns_steps:

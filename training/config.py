@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qexport.errors import UsageError
-from qexport.formats import ACTIVATION_MODES, GRANULARITIES, TERNARY_SOLVERS, parse_bits
+from qexport.formats import ACTIVATION_MODES, GRANULARITIES, INITIAL_STEPS, TERNARY_SOLVERS, parse_bits
 
 __all__ = ["TrainConfig"]
 
@@ -53,6 +53,9 @@ class TrainConfig:
     """Clip activations to [-c, c] before they are quantised; 0 for no clip; TernaryBERT as published: 2.5."""
     position_bits: int | None = None
     """Bits of the position embedding: 8 or 32."""
+    initial_step: str | None = None
+    """Methods with learned steps: where steps begin, truncation (Algorithm 1 of KDLSQ-BERT, see --truncation)
+    or mean (LSQ: 2 * mean |x| / sqrt(largest code)); default: truncation."""
     truncation: float | None = None
     """Methods with learned steps: the part of the values that lies beyond the clipping threshold at the start
     (Algorithm 1 of KDLSQ-BERT), half of it on each side; default: for each threshold what leaves the least
@@ -188,6 +191,7 @@ class TrainConfig:
         _one_of("--granularity", self.granularity, GRANULARITIES)
         _one_of("--embedding-granularity", self.embedding_granularity, GRANULARITIES)
         _one_of("--solver", self.solver, TERNARY_SOLVERS)
+        _one_of("--initial-step", self.initial_step, INITIAL_STEPS)
         _one_of("--logging", self.logging, ("none", "tensorboard"))
         if self.position_bits not in (None, 8, 32):
             raise UsageError(f"--position-bits must be 8 or 32, got {self.position_bits}")
@@ -247,6 +251,11 @@ class TrainConfig:
                 )
         if self.truncation is not None and not 0 <= self.truncation < 1:
             raise UsageError(f"--truncation must be at least 0 and below 1, got {self.truncation:g}")
+        if self.initial_step == "mean" and self.truncation is not None:
+            raise UsageError(
+                f"--initial-step mean cuts nothing off, so --truncation {self.truncation:g} has no meaning; "
+                "leave one of them out"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, paths as text."""

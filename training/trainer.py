@@ -43,6 +43,7 @@ from qexport.training.kinds import Kind, get_kind
 from qexport.training.models import PACKAGED_MODEL, load_config, resolve_model
 from qexport.training.pairing import longest_sequence, quantization_of, teacher_labels
 from qexport.training.projection import drop_projection
+from qexport.training.quantizers.learned import threshold_rule
 from qexport.training.recipes import Recipe, get_recipe
 from qexport.training.recipes.base import LearnedSteps, Stage
 from qexport.training.rows import Split
@@ -237,9 +238,10 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
             count=count,
             seed=config.seed,
             pad_id=run.pad_id,
-            truncation=run.steps.truncation,
+            rule=threshold_rule(run.steps.truncation, run.steps.initial),
         )
         how = "least error" if run.steps.truncation is None else f"truncation {run.steps.truncation:g}"
+        how = "mean magnitude" if run.steps.initial == "mean" else how
         say(f"initial steps: {how}, activations on {count} rows")
     trainer = _trainer(run, stage, folder.path, model, teacher)
     for standard in (PrinterCallback, ProgressCallback):  # one of them prints raw dictionaries

@@ -24,7 +24,7 @@ OPTIONS = {
 
 PANELS = {
     "Quantisation": ("bits", "activations", "granularity", "activation_clip", "position_bits",
-                     "truncation", "as_published"),
+                     "initial_step", "truncation", "as_published"),
     "Size": ("layers", "hidden_size", "intermediate_size", "heads"),
     "Data": ("data_dir", "train_file", "eval_file", "text_column", "text_pair_column", "label_column",
              "regression", "eval_articles", "train_samples", "eval_samples", "max_length"),

@@ -150,6 +150,33 @@ def test_algorithm_1_cuts_the_stated_part_of_the_sorted_values() -> None:
     assert truncated_threshold(rows, 0.05).tolist() == pytest.approx([155, 154, THRESHOLD_FLOOR])
 
 
+def test_the_mean_start_is_that_of_lsq() -> None:
+    """A step of 2 * mean |x| / sqrt(7) at 4 bits: 2 * 1.2021667 / 2.6457513."""
+    top = max_code(4)
+    found = threshold_rule(None, "mean")(X, top)
+    assert float(found) / top == pytest.approx(0.908753, abs=5e-7)
+    rows = threshold_rule(0.1, "mean")(torch.stack([X, -2 * X, 0 * X]), 1)  # a ratio is of no account
+    assert rows.tolist() == pytest.approx([2.404333, 4.808667, THRESHOLD_FLOOR])
+
+
+def test_weights_and_activations_begin_at_the_mean_when_asked() -> None:
+    model = student(bits="4-3-2")
+    initialise_thresholds(model, batch(), rule=threshold_rule(None, "mean"))
+    layer = model.get_submodule("bert.encoder.layer.0.intermediate.dense")
+    step = layer.weight_threshold.detach() / max_code(4)
+    torch.testing.assert_close(step, 2 * layer.weight.detach().abs().mean(-1) / 7**0.5)
+    words = model.get_submodule("bert.embeddings.word_embeddings")
+    step = words.weight_threshold.detach() / max_code(3)
+    torch.testing.assert_close(step, 2 * words.weight.detach().abs().mean(-1) / 3**0.5)
+    pairs = model.get_submodule("bert.encoder.layer.0.attention.self.qexport_attention")
+    seen: list[torch.Tensor] = []
+    pairs.probabilities.observe = lambda x, rule: seen.append(x.detach())
+    initialise_thresholds(model, batch(), rule=threshold_rule(None, "mean"))
+    assert pairs.probabilities.top == 3  # 2 bits, never negative
+    step = pairs.probabilities.threshold.detach() / 3
+    torch.testing.assert_close(step, 2 * seen[0].abs().mean() / 3**0.5)
+
+
 def test_algorithm_1_never_gives_zero_where_there_is_a_value() -> None:
     x = torch.zeros(1000)
     x[3] = -2.5
@@ -200,7 +227,7 @@ def test_initial_thresholds_are_those_of_the_float_model(family: str) -> None:
             )
     state, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     model.train()
-    initialise_thresholds(model, batch(), truncation=0.1)
+    initialise_thresholds(model, batch(), rule=threshold_rule(0.1))
     with torch.no_grad():
         plain(**batch())
     assert model.training and torch.equal(torch.get_rng_state(), random)

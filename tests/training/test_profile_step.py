@@ -1,4 +1,4 @@
-"""benchmarks/profile_step.py on a tiny encoder: it is no part of the package, so nothing else would notice."""
+"""benchmarks/profile_step.py on a tiny encoder: no part of the package, so nothing else would notice."""
 
 from __future__ import annotations
 

@@ -99,6 +99,7 @@ def test_thresholds_begin_where_algorithm_1_puts_them_and_are_trained(
     for name, values in (
         ("still", still),
         ("wide", {**still, "truncation": 0.0}),
+        ("mean", {**still, "truncation": None, "initial_step": "mean"}),
         ("moved", {"max_steps": 8}),
     ):
         train(config(reviews, tmp_path / name, teacher=str(teacher), **values))
@@ -107,6 +108,7 @@ def test_thresholds_begin_where_algorithm_1_puts_them_and_are_trained(
     largest = layer.weight.detach().abs().amax(-1)
     key = "bert.encoder.layer.1.output.dense.weight_threshold"
     torch.testing.assert_close(found["wide"][key], largest)
+    torch.testing.assert_close(found["mean"][key], 2 * layer.weight.detach().abs().mean(-1))  # 2 bits
     assert (found["still"][key] <= largest).all() and (found["still"][key] < largest).any()
     for name, value in found["still"].items():
         assert (found["wide"][name] >= value).all()
@@ -194,6 +196,13 @@ def test_truncation_is_the_published_one_only_when_asked(
     assert steps is not None and steps.truncation == truncation
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_mean_start_has_no_truncation(published: bool) -> None:
+    run = TrainConfig(method="lsq", output=Path("x"), task="x", initial_step="mean", as_published=published)
+    steps = get_recipe("lsq").learned_steps(run)
+    assert steps is not None and (steps.initial, steps.truncation) == ("mean", None)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_every_width_is_defined(method: str, bits: str) -> None:
@@ -218,6 +227,9 @@ def test_a_width_that_is_not_defined_is_refused_in_one_sentence(method: str, bit
         ({"bits": "4-4-4", "activations": "dynamic-token"}, "dynamic-token"),
         ({"activation_clip": 2.5}, "--activation-clip"),
         ({"truncation": 1.0}, "--truncation"),
+        ({"initial_step": "mean", "truncation": 0.1}, "--initial-step mean cuts nothing off"),
+        ({"initial_step": "median"}, "--initial-step"),
+        ({"method": "ternarybert", "initial_step": "mean"}, "--initial-step"),
         ({"weight_step_lr": 0.0}, "--weight-step-lr"),
         ({"activation_step_lr": -1.0}, "--activation-step-lr"),
         ({"method": "ternarybert", "truncation": 0.1}, "--truncation"),

@@ -8,7 +8,8 @@ The parameter is the threshold alpha, not the step: values beyond +-alpha take t
 so that a learning rate means the same at every width. Its gradient is that of LSQ, divided by top.
 
 Source: LSQ (Esser et al. 2020, arXiv 1902.08153), equations 1 to 5; KDLSQ-BERT (arXiv 2101.05938), section 3,
-with the symmetric levels and the threshold of its authors' released code; Algorithm 1 of the same paper.
+with the symmetric levels and the threshold of its authors' released code; initial values by Algorithm 1 of
+the same paper, or LSQ's own.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ __all__ = [
     "gradient_factor",
     "learned_codes",
     "learned_step",
+    "mean_threshold",
     "threshold_rule",
     "truncated_threshold",
 ]
@@ -184,12 +186,28 @@ def fitted_threshold(x: Tensor, top: int) -> Tensor:
     return best
 
 
-def threshold_rule(truncation: float | None) -> ThresholdRule:
-    """How thresholds are initialised: by a given truncation, or for None by the best one for each.
+@torch.no_grad()
+def mean_threshold(x: Tensor, top: int) -> Tensor:
+    """LSQ's initial value (Esser et al. 2020): a step of 2 * mean |x| / sqrt(top).
 
-    Raises:
-        UsageError: `truncation` is not in 0..1.
+    Args:
+        x: float32 [..., n]; each vector along the last axis gets its own threshold.
+        top: largest code, Q_P in the paper.
+    Returns:
+        float32 [...]: the threshold top * step, at least THRESHOLD_FLOOR; it may lie beyond max |x|.
     """
+    return (2 * math.sqrt(top) * x.float().abs().mean(dim=-1)).clamp(min=THRESHOLD_FLOOR)
+
+
+def threshold_rule(truncation: float | None, initial: str = "truncation") -> ThresholdRule:
+    """How thresholds are initialised.
+
+    Args:
+        truncation: the ratio of Algorithm 1; None: the best one for each threshold. Of no account for "mean".
+        initial: one of `qexport.formats.INITIAL_STEPS`.
+    """
+    if initial == "mean":
+        return mean_threshold
     if truncation is None:
         return fitted_threshold
     return lambda x, top: truncated_threshold(x, truncation)

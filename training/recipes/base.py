@@ -59,6 +59,8 @@ class LearnedSteps:
     """Part of the values that lies beyond a threshold at the start (Algorithm 1 of KDLSQ-BERT)."""
     truncation: float | None = None
     """The same in this run; None: for each threshold the one that leaves the least squared error."""
+    initial: str = "truncation"
+    """One of `qexport.formats.INITIAL_STEPS`; "mean" has no truncation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,25 +157,26 @@ class Recipe:
         Raises:
             UsageError: an option of learned steps for a method without them.
         """
-        given = {
+        given: dict[str, Any] = {
             field: value
             for field, value in (
                 ("weight_lr", config.weight_step_lr),
                 ("activation_lr", config.activation_step_lr),
                 ("truncation", config.truncation),
+                ("initial", config.initial_step),
             )
             if value is not None
         }
         learns = not self.low_activations or parse_bits(config.bits or self.default_bits).activation < 8
         if self.steps is not None and learns:
-            if config.as_published:
+            if config.as_published and given.get("initial") != "mean":
                 given.setdefault("truncation", self.steps.published_truncation)
             return dataclasses.replace(self.steps, **given)
         if given:
             widths = " with 8-bit activations" if self.steps else ""
             raise UsageError(
-                f"method {self.name} has no learned steps{widths}, so "
-                "--weight-step-lr, --activation-step-lr and --truncation have no meaning for it; leave them "
+                f"method {self.name} has no learned steps{widths}, so --weight-step-lr, "
+                "--activation-step-lr, --initial-step and --truncation have no meaning for it; leave them "
                 "out, or take lsq, lsq-kd or kdlsq"
             )
         return None
