@@ -10,192 +10,313 @@
 constexpr float MASKED = -10000.0f;
 // Queries whose scores are in memory at once: whole tiles of AMX, and elsewhere a multiple of the rows of every tile.
 constexpr int64_t QUERY_BLOCK = STEPS == 16 ? 32 : 24;
+constexpr size_t STACK_ROOM = 45056;  // a task that needs no more takes it from its stack: 128 tokens of 64 channels
+constexpr int64_t Q_HALVES = SIGN_AND_SIZE ? 2 : 1;
+constexpr int64_t WIDTH_MULTIPLE = 4 * STEPS > LANES ? 4 * STEPS : LANES;
+
+// What a task works on: one head of one sentence.
+struct Head {
+  const float *q, *k, *v;  // of its first token
+  float* y;
+  const uint8_t* mask;
+  int64_t stride;          // floats from one token to the next
+};
 
 // Room of one task, cut from one piece of memory.
 struct Room {
-  int64_t width, tokens;      // padded to whole steps
+  int64_t width, tokens;      // padded to whole steps, the width to whole vectors
   int64_t token_panels, width_panels;
-  uint8_t* q;        // [QUERY_BLOCK, width]
+  int64_t columns;   // token_panels * 16
+  uint8_t* q;        // [QUERY_BLOCK, Q_HALVES * width]
   int8_t* k;         // token panels of [width / 4][16][4]
   int8_t* v;         // width panels of [tokens / 4][16][4]
-  uint8_t* p;        // [QUERY_BLOCK, tokens]
-  float* scores;     // [QUERY_BLOCK, token_panels * 16]
-  int32_t* sums;     // [QUERY_BLOCK, token_panels or width_panels * 16]
-  int32_t* k_sums;   // [token_panels * 16]: sums of codes
+  int64_t p_width;   // the larger of columns and tokens
+  uint8_t* p;        // [QUERY_BLOCK, p_width]
+  float* scores;     // [QUERY_BLOCK, columns]; before that, int32 sums of products
+  int32_t* sums;     // [QUERY_BLOCK, width_panels * 16]
+  int32_t* k_sums;   // [columns]: sums of codes
   int32_t* v_sums;   // [width_panels * 16]
-  float* k_scale;    // [token_panels * 16]
-  float* drop;       // [token_panels * 16]: 0 or -10000; -inf past the tokens
-  float* q_scale;    // [QUERY_BLOCK]
+  float* k_scale;    // [columns]
+  float* drop;       // [columns]: 0 or -10000; -inf past the tokens
+  float* q_scale;    // [QUERY_BLOCK, in whole panels]
   float* p_scale;    // [QUERY_BLOCK]
 };
 
-typedef int32_t FourCodes __attribute__((aligned(1), may_alias));
-
 static size_t place(Room& room, const Attention& call, char* memory) {
-  room.width = round_up(call.width, 4 * STEPS);
+  room.width = round_up(call.width, WIDTH_MULTIPLE);
   room.tokens = round_up(call.tokens, 4 * STEPS);
   room.token_panels = (call.tokens + PANEL - 1) / PANEL;
   room.width_panels = (call.width + PANEL - 1) / PANEL;
-  const int64_t columns = room.token_panels * PANEL;
-  const int64_t widest = columns > room.width_panels * PANEL ? columns : room.width_panels * PANEL;
+  room.columns = room.token_panels * PANEL;
+  room.p_width = room.columns > room.tokens ? room.columns : room.tokens;
   size_t used = 0;
   auto take = [&](auto*& pointer, int64_t count) {
     pointer = reinterpret_cast<decltype(+pointer)>(memory + used);
     used += static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof *pointer), 64));
   };
-  take(room.q, QUERY_BLOCK * room.width);
-  take(room.k, columns * room.width);
+  take(room.q, QUERY_BLOCK * Q_HALVES * room.width);
+  take(room.k, room.columns * room.width);
   take(room.v, room.width_panels * PANEL * room.tokens);
-  take(room.p, QUERY_BLOCK * room.tokens);
-  take(room.scores, QUERY_BLOCK * columns);
-  take(room.sums, QUERY_BLOCK * widest);
-  take(room.k_sums, columns);
+  take(room.p, QUERY_BLOCK * room.p_width);
+  take(room.scores, QUERY_BLOCK * room.columns);
+  take(room.sums, QUERY_BLOCK * room.width_panels * PANEL);
+  take(room.k_sums, room.columns);
   take(room.v_sums, room.width_panels * PANEL);
-  take(room.k_scale, columns);
-  take(room.drop, columns);
-  take(room.q_scale, QUERY_BLOCK);
+  take(room.k_scale, room.columns);
+  take(room.drop, room.columns);
+  take(room.q_scale, round_up(QUERY_BLOCK, PANEL));
   take(room.p_scale, QUERY_BLOCK);
-  return used + 64;
+  return used;
 }
 
-QX_INLINE float scale_of_row(const Attention& call, const float* x, float fixed) {
-  return call.scales == PER_TOKEN ? dynamic_scale(largest(x, call.width), call.clip) : fixed;
+// What the loops below read is copied to locals first: a store of bytes may change anything that is read through a pointer.
+
+// body(i, count) for whole vectors up to `padded`: `count` is the constant LANES while whole vectors of `width` last, then what is
+// left of it, 0 or less in the end.
+template <class Body>
+QX_INLINE void sweep_padded(int64_t width, int64_t padded, Body body) {
+  int64_t i = 0;
+  for (; i + LANES <= width; i += LANES) body(i, int64_t(LANES));
+  for (; i < padded; i += LANES) body(i, width - i);
 }
 
-// Products of `rows` rows by all panels, sums [rows][panels * 16].
-static void products(
-    const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t panels, int64_t steps, int bits, int32_t* sums) {
-  for (int64_t i = 0; i < rows * panels * PANEL; ++i) sums[i] = 0;
-  accumulate(a, lda, rows, w, steps * STEP_BYTES, panels, steps, bits, sums, panels * PANEL);
+// Asks for the channels of a token that is needed soon.
+QX_INLINE void fetch(const float* x, int64_t width) {
+  for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(x + i);
 }
 
-static void load_keys(const Attention& call, const Room& room, int64_t row, int64_t column, const uint8_t* mask) {
-  const int64_t stride = call.heads * call.width;
-  const int64_t steps = room.width / 4;
-  for (int64_t t = 0; t < room.token_panels * PANEL; ++t) {
-    int8_t* panel = room.k + t / PANEL * steps * STEP_BYTES + t % PANEL * 4;
-    const bool present = t < call.tokens;
-    const float* k = call.k + (row + (present ? t : 0)) * stride + column;
-    const float scale = present ? scale_of_row(call, k, call.k_scale) : 0.0f;
-    room.k_scale[t] = scale;
-    const F32 factor = all(1.0f / scale);
-    room.drop[t] = !present ? -__builtin_inff() : mask[t] ? 0.0f : MASKED;
-    I32 sums = {};
-    for (int64_t d = 0; d < room.width; d += LANES) {
-      I32 codes = {};
-      if (present && d < call.width) codes = bounded_code(load(k + d, call.width - d) * factor, call.top);
-      alignas(LANES) int8_t bytes[LANES];
-      put_s8(bytes, codes);
-      sums = sums + codes;
-      for (int64_t i = 0; i < LANES / 4 && d + 4 * i < room.width; ++i)
-        *reinterpret_cast<FourCodes*>(panel + (d / 4 + i) * STEP_BYTES) = *reinterpret_cast<const FourCodes*>(bytes + 4 * i);
+// Largest magnitudes of `width` values; they stay in lanes.
+QX_INLINE void look(const float* x, int64_t width, F32 (&found)[4]) {
+  int64_t i = 0;
+  for (; i + 4 * LANES <= width; i += 4 * LANES)
+    for (int j = 0; j < 4; ++j) found[j] = at_least(magnitude(load(x + i + j * LANES)), found[j]);
+  for (; i < width; i += LANES) found[0] = at_least(magnitude(load(x + i, width - i)), found[0]);
+}
+QX_INLINE float seen(const F32 (&found)[4]) {
+  return largest_of(at_least(at_least(found[0], found[1]), at_least(found[2], found[3])));
+}
+
+// Scales of the next tokens, PANEL of those present, and their reciprocals; both are 0 for those that are not.
+QX_APART void find_scales(
+    const Attention& call, const float* x, int64_t stride, int64_t present, float fixed, float* scale, float* factor) {
+  const int64_t count = smaller(PANEL, present);
+  alignas(64) float largest_of_token[PANEL] = {};
+  if (call.scales == PER_TOKEN) {
+    for (int64_t t = 0; t < count; ++t) {
+      F32 found[4] = {};
+      if (t + PANEL < present) fetch(x + (t + PANEL) * stride, call.width);
+      look(x + t * stride, call.width, found);
+      largest_of_token[t] = seen(found);
     }
-    room.k_sums[t] = 0;
-    for (int i = 0; i < LANES; ++i) room.k_sums[t] += sums[i];
   }
+  for (int t = 0; t < PANEL; t += LANES) {
+    F32 of_tokens = all(fixed);
+    if (call.scales == PER_TOKEN) {
+      of_tokens = load(largest_of_token + t);
+      if (call.clip > 0) of_tokens = at_most(of_tokens, all(call.clip));
+      of_tokens = at_least(of_tokens / 127.0f, all(SMALLEST_SCALE));
+    }
+    store(scale + t, of_tokens);
+    store(factor + t, 1.0f / of_tokens);
+  }
+  for (int64_t t = count; t < PANEL; ++t) scale[t] = factor[t] = 0;
+}
+
+QX_APART void load_keys(const Attention& call, const Room& room, const Head& head) {
+  const int64_t width = call.width, padded = room.width, stride = head.stride, columns = room.columns;
+  const F32 top = all(call.top);
+  for (int64_t first = 0; first < columns; first += PANEL) {
+    const int64_t count = smaller(PANEL, call.tokens - first);
+    const float* k = head.k + first * stride;
+    alignas(64) float factor[PANEL];
+    find_scales(call, k, stride, call.tokens - first, call.k_scale, room.k_scale + first, factor);
+    for (int64_t t = 0; t < PANEL; t += 4) {
+      int8_t* panel = room.k + first * padded + 4 * t;
+      if (t >= count) {
+        for (int64_t d = 0; d < padded; d += LANES) put_steps(panel + d * PANEL, {});
+        continue;
+      }
+      // A token that is not there is the first one times 0.
+      const float* row[4];
+      F32 factors[4];
+      for (int i = 0; i < 4; ++i) {
+        row[i] = k + (t + i < count ? (t + i) * stride : 0);
+        factors[i] = all(factor[t + i]);
+      }
+      I32 sums[4] = {};
+      sweep_padded(width, padded, [&](int64_t d, int64_t channels) __attribute__((always_inline)) {
+        I32 codes[4];
+        for (int i = 0; i < 4; ++i) {
+          codes[i] = bounded_code(load(row[i] + d, channels) * factors[i], top);
+          if constexpr (WIDE_BIAS != ZERO_POINT) sums[i] = sums[i] + codes[i];
+        }
+        put_steps(panel + d * PANEL, codes);
+      });
+      if constexpr (WIDE_BIAS != ZERO_POINT) {
+        for (int i = 0; i < 4; ++i) {
+          int32_t sum = 0;
+          for (int j = 0; j < LANES; ++j) sum += sums[i][j];
+          room.k_sums[first + t + i] = sum;
+        }
+      }
+    }
+  }
+  float* drop = room.drop;
+  for (int64_t t = 0; t < call.tokens; ++t) drop[t] = head.mask[t] ? 0.0f : MASKED;
+  for (int64_t t = call.tokens; t < columns; ++t) drop[t] = -__builtin_inff();
 }
 
 // Returns the scale of v.
-static float load_values(const Attention& call, const Room& room, int64_t row, int64_t column, const uint8_t* mask) {
-  const int64_t stride = call.heads * call.width;
+QX_APART float load_values(const Attention& call, const Room& room, const Head& head) {
+  const int64_t width = call.width, stride = head.stride, tokens = call.tokens, padded = room.tokens;
+  const int64_t channels = room.width_panels * PANEL;
   float scale = call.v_scale;
   if (call.scales == PER_TOKEN) {
-    float found = 0;
-    for (int64_t t = 0; t < call.tokens; ++t) {
-      if (!mask[t]) continue;
-      const float of_token = largest(call.v + (row + t) * stride + column, call.width);
-      found = of_token > found ? of_token : found;
+    F32 found[4] = {};
+    for (int64_t t = 0; t < tokens; ++t) {
+      if (t + PANEL < tokens) fetch(head.v + (t + PANEL) * stride, width);
+      if (head.mask[t]) look(head.v + t * stride, width, found);
     }
-    scale = dynamic_scale(found, call.clip);
+    scale = dynamic_scale(seen(found), call.clip);
   }
-  const F32 factor = all(1.0f / scale);
-  for (int64_t d = 0; d < room.width_panels * PANEL; d += LANES) {
-    int8_t* panel = room.v + d / PANEL * room.tokens * PANEL + d % PANEL * 4;
-    I32 sums = {};
-    for (int64_t t = 0; t < room.tokens; t += 4) {
-      I32 codes[4] = {};
-      for (int64_t i = 0; i < 4 && t + i < call.tokens && d < call.width; ++i) {
-        const float* v = call.v + (row + t + i) * stride + column;
-        codes[i] = bounded_code(load(v + d, call.width - d) * factor, call.top);
-        sums = sums + codes[i];
-      }
+  const float factor = 1.0f / scale;
+  const F32 top = all(call.top);
+  for (int64_t t = 0; t < padded; t += 4) {
+    const float* row[4];
+    F32 factors[4];
+    for (int i = 0; i < 4; ++i) {
+      row[i] = head.v + (t + i < tokens ? t + i : 0) * stride;
+      factors[i] = all(t + i < tokens ? factor : 0);
+    }
+    int8_t* step = room.v + t * PANEL;
+    int32_t* v_sums = room.v_sums;
+    sweep_padded(width, channels, [&](int64_t d, int64_t count) __attribute__((always_inline)) {
+      I32 codes[4];
+      for (int i = 0; i < 4; ++i) codes[i] = bounded_code(load(row[i] + d, count) * factors[i], top);
       // a channel's four tokens, side by side
       const I32 four = (codes[0] & 255) | (codes[1] & 255) << 8 | (codes[2] & 255) << 16 | codes[3] << 24;
-      *reinterpret_cast<I32M*>(panel + t / 4 * STEP_BYTES) = four;
-    }
-    *reinterpret_cast<I32M*>(room.v_sums + d) = sums;
+      *reinterpret_cast<I32M*>(step + (d & -PANEL) * padded + d % PANEL * 4) = four;
+      if constexpr (SMALL_BIAS != 0) {
+        I32M& sums = *reinterpret_cast<I32M*>(v_sums + d);
+        sums = (t == 0 ? I32{} : sums) + codes[0] + codes[1] + codes[2] + codes[3];
+      }
+    });
   }
   return scale;
 }
 
-// exp(score - largest score) of queries first .. first + count - 1 into room.scores; 1 / their sum, which is the largest
-// probability, into room.p_scale.
-static void powers(
-    const Attention& call, const Room& room, int64_t row, int64_t column, int64_t first, int64_t count) {
-  const int64_t stride = call.heads * call.width;
-  const int64_t columns = room.token_panels * PANEL;
-  for (int64_t r = 0; r < count; ++r) {
-    const float* q = call.q + (row + first + r) * stride + column;
-    const float scale = scale_of_row(call, q, call.q_scale);
-    const F32 factor = all(1.0f / scale);
-    room.q_scale[r] = scale * call.scaling;
-    uint8_t* codes = room.q + r * room.width;
-    for (int64_t d = 0; d < call.width; d += LANES)
-      store_bytes(codes + d, bounded_code(load(q + d, call.width - d) * factor, call.top) + ZERO_POINT, call.width - d);
-    for (int64_t d = call.width; d < room.width; ++d) codes[d] = 0;
-  }
-  products(room.q, room.width, count, room.k, room.token_panels, room.width / 4, 8, room.sums);
-  for (int64_t r = 0; r < count; ++r) {
-    float* scores = room.scores + r * columns;
-    const int32_t* sums = room.sums + r * columns;
-    F32 top = all(-__builtin_inff());
-    for (int64_t c = 0; c < columns; c += LANES) {
-      const I32 sum = *reinterpret_cast<const I32M*>(sums + c) -
-                      *reinterpret_cast<const I32M*>(room.k_sums + c) * (ZERO_POINT - WIDE_BIAS);
-      const F32 scale = all(room.q_scale[r]) * load(room.k_scale + c);
-      const F32 score = to_float(sum) * scale + load(room.drop + c);
-      store(scores + c, score);
-      top = at_least(score, top);
+// Codes of queries first .. first + count - 1, and their scales times `scaling`.
+QX_APART void load_queries(const Attention& call, const Room& room, const Head& head, int64_t first, int64_t count) {
+  const int64_t width = call.width, padded = room.width, stride = head.stride;
+  const F32 top = all(call.top);
+  for (int64_t block = 0; block < count; block += PANEL) {
+    const int64_t rows = smaller(PANEL, count - block);
+    const float* q = head.q + (first + block) * stride;
+    alignas(64) float factor[PANEL];
+    find_scales(call, q, stride, call.tokens - first - block, call.q_scale, room.q_scale + block, factor);
+    for (int64_t r = 0; r < rows; ++r, q += stride) {
+      room.q_scale[block + r] *= call.scaling;
+      fetch(head.y + (first + block + r) * stride, width);
+      uint8_t* codes = room.q + (block + r) * Q_HALVES * padded;
+      const F32 factors = all(factor[r]);
+      sweep_padded(width, padded, [&](int64_t d, int64_t channels) __attribute__((always_inline)) {
+        const I32 code = bounded_code(load(q + d, channels) * factors, top);
+        if constexpr (SIGN_AND_SIZE) {
+          put_u8(codes + d, code & 255);
+          put_u8(codes + padded + d, code < 0 ? -code : code);
+        } else {
+          put_u8(codes + d, code + ZERO_POINT);
+        }
+      });
     }
-    const F32 most = all(largest_of(top));
-    F32 total = {};
-    for (int64_t c = 0; c < columns; c += LANES) {
-      const F32 power = exponential(load(scores + c) - most);
-      store(scores + c, power);
-      total = total + power;
-    }
-    room.p_scale[r] = 1.0f / sum_of(total);
   }
 }
 
-// Y = P V in float32 for queries first .. first + count - 1, R of them at a time.
+// Sums of products to scores, in place; returns the largest.
+QX_APART float score(const Room& room, int64_t r) {
+  const int64_t columns = room.columns;
+  const float *k_scale = room.k_scale, *drop = room.drop;
+  float* scores = room.scores + r * columns;
+  const F32 q_scale = all(room.q_scale[r]);
+  F32 top = all(-__builtin_inff());
+  for (int64_t c = 0; c < columns; c += LANES) {
+    I32 sum = *reinterpret_cast<const I32M*>(scores + c);
+    if constexpr (WIDE_BIAS != ZERO_POINT)
+      sum = sum - *reinterpret_cast<const I32M*>(room.k_sums + c) * (ZERO_POINT - WIDE_BIAS);
+    const F32 scale = q_scale * load(k_scale + c);
+    const F32 value = to_float(sum) * scale + load(drop + c);
+    store(scores + c, value);
+    top = at_least(value, top);
+  }
+  return largest_of(top);
+}
+
+// use(c, power) for the powers exp(score - most) of a row, from column c on, with F32 power[4] or, at the end, power[1];
+// returns 1 / their sum, which is the largest probability.
+template <class Use>
+QX_INLINE float softmax(const float* scores, int64_t columns, float most, Use use) {
+  const F32 largest_score = all(most);
+  F32 total = {};
+  int64_t c = 0;
+  for (; c + 4 * LANES <= columns; c += 4 * LANES) {
+    F32 power[4];
+    for (int i = 0; i < 4; ++i) power[i] = load(scores + c + i * LANES) - largest_score;
+    exponential(power);
+    for (int i = 0; i < 4; ++i) total = total + power[i];
+    use(c, power);
+  }
+  for (; c < columns; c += LANES) {
+    F32 power[1] = {load(scores + c) - largest_score};
+    exponential(power);
+    total = total + power[0];
+    use(c, power);
+  }
+  return 1.0f / sum_of(total);
+}
+
+// Codes of probabilities: powers times `steps`, from 0 to p_top.
+QX_INLINE void put_codes(uint8_t* codes, const F32 (&power)[4], F32 steps, F32 p_top) {
+  I32 code[4];
+  for (int i = 0; i < 4; ++i) code[i] = nearest(at_most(power[i] * steps, p_top));
+  put_four(codes, code);
+}
+QX_INLINE void put_codes(uint8_t* codes, const F32 (&power)[1], F32 steps, F32 p_top) {
+  put_u8(codes, nearest(at_most(power[0] * steps, p_top)));
+}
+
+// Products of `rows` rows by all panels, sums [rows, panels * 16].
+QX_APART void products(
+    const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t panels, int64_t steps, int kind, int32_t* sums) {
+  if constexpr (!FRESH_SUMS)
+    for (int64_t i = 0; i < rows * panels * PANEL; i += LANES) *reinterpret_cast<I32M*>(sums + i) = I32{};
+  accumulate(a, lda, rows, w, steps * STEP_BYTES, panels, steps, kind, sums, panels * PANEL);
+}
+
+// Y = P V in float32 for queries first .. first + count - 1, R of them and D vectors of channels at a time.
+template <int R, int D>
+QX_INLINE void float_values_of(
+    const Room& room, const Head& head, int64_t tokens, int64_t first, int64_t r, int64_t d, int64_t channels) {
+  const float* v = head.v + d;
+  const float* p = room.scores + r * room.columns;
+  F32 sums[R][D] = {};
+  for (int64_t t = 0; t < tokens; ++t) {
+    F32 value[D];
+    for (int j = 0; j < D; ++j) value[j] = load(v + t * head.stride + j * LANES, channels - j * LANES);
+    for (int i = 0; i < R; ++i)
+      for (int j = 0; j < D; ++j) sums[i][j] = multiply_add(all(p[i * room.columns + t]), value[j], sums[i][j]);
+  }
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < D; ++j)
+      store(head.y + (first + r + i) * head.stride + d + j * LANES, sums[i][j] * room.p_scale[r + i], channels - j * LANES);
+}
+
 template <int R>
-static void float_values(
-    const Attention& call, const Room& room, int64_t row, int64_t column, int64_t first, int64_t count) {
-  const int64_t stride = call.heads * call.width;
-  const int64_t columns = room.token_panels * PANEL;
-  const float* v = call.v + row * stride + column;
-  int64_t r = 0;
-  for (; r + R <= count; r += R) {
-    const float* p = room.scores + r * columns;
-    float* y = call.y + (row + first + r) * stride + column;
-    sweep(call.width, [&](int64_t d, int64_t channels) __attribute__((always_inline)) {
-      F32 sums[R] = {};
-      for (int64_t t = 0; t < call.tokens; ++t) {
-        const F32 value = load(v + t * stride + d, channels);
-        for (int i = 0; i < R; ++i) sums[i] = multiply_add(all(p[i * columns + t]), value, sums[i]);
-      }
-      for (int i = 0; i < R; ++i) store(y + i * stride + d, sums[i] * room.p_scale[r + i], channels);
-    });
-  }
-  if constexpr (R > 1) {
-    for (; r < count; ++r) {
-      Room one = room;
-      one.scores = room.scores + r * columns;
-      one.p_scale = room.p_scale + r;
-      float_values<1>(call, one, row, column, first + r, 1);
-    }
-  }
+QX_APART void float_values(const Room& room, const Head& head, int64_t tokens, int64_t width, int64_t first, int64_t r) {
+  int64_t d = 0;
+  for (; d + 2 * LANES <= width; d += 2 * LANES) float_values_of<R, 2>(room, head, tokens, first, r, d, 2 * LANES);
+  sweep(width - d, [&](int64_t i, int64_t channels) __attribute__((always_inline)) {
+    float_values_of<R, 1>(room, head, tokens, first, r, d + i, channels);
+  });
 }
 
 struct AttentionTasks {
@@ -203,66 +324,91 @@ struct AttentionTasks {
   bool only_largest;  // first pass of PER_TENSOR: find the largest probability
 };
 
-static void attention_task(void* user, size_t index) {
-  const AttentionTasks& tasks = *static_cast<const AttentionTasks*>(user);
+static void attend(const AttentionTasks& tasks, const Room& room, const Head& head, int64_t index) {
   Attention& call = *tasks.call;
-  Room room;
-  char* memory = static_cast<char*>(call.memory.take(call.memory.context, place(room, call, nullptr)));
-  if (memory == nullptr) {
-    *call.failed = 1;
-    return;
-  }
-  place(room, call, reinterpret_cast<char*>(round_up(reinterpret_cast<intptr_t>(memory), 64)));
-
-  const int64_t stride = call.heads * call.width;
-  const int64_t columns = room.token_panels * PANEL;
-  const int64_t sentence = static_cast<int64_t>(index) / call.heads;
-  const int64_t head = static_cast<int64_t>(index) % call.heads;
-  const int64_t row = sentence * call.tokens, column = head * call.width;
-  const uint8_t* mask = call.mask + sentence * call.tokens;
-  load_keys(call, room, row, column, mask);
+  load_keys(call, room, head);
   const bool integers = call.quantize_pv && !tasks.only_largest;
-  const float v_scale = integers ? load_values(call, room, row, column, mask) : 1.0f;
+  const bool at_once = integers && call.scales == PER_TOKEN;  // codes of p need no other row, and not the sum of this one
+  const float v_scale = integers ? load_values(call, room, head) : 1.0f;
+  const int64_t columns = room.columns, p_width = room.p_width, channels = room.width_panels * PANEL;
+  if (integers)  // past the columns there are no codes, but there may be steps
+    for (int64_t r = 0; r < QUERY_BLOCK; ++r)
+      for (int64_t t = columns; t < p_width; ++t) room.p[r * p_width + t] = 0;
+  const F32 p_top = all(call.p_top);
   float most = 0;
 
   for (int64_t first = 0; first < call.tokens; first += QUERY_BLOCK) {
     const int64_t count = smaller(QUERY_BLOCK, call.tokens - first);
-    powers(call, room, row, column, first, count);
-    if (tasks.only_largest) {
-      for (int64_t r = 0; r < count; ++r) most = room.p_scale[r] > most ? room.p_scale[r] : most;
-      continue;
+    load_queries(call, room, head, first, count);
+    products(
+        room.q, Q_HALVES * room.width, count, room.k, room.token_panels, room.width / 4, SCORES,
+        reinterpret_cast<int32_t*>(room.scores));
+    for (int64_t r = 0; r < count; ++r) {
+      const float top = score(room, r);
+      float* scores = room.scores + r * columns;
+      uint8_t* codes = room.p + r * p_width;
+      if (at_once) {
+        // p / p_scale, where p = power * largest. The largest probability has code 127, so that is power * 127.
+        room.p_scale[r] = dynamic_scale(softmax(scores, columns, top, [=](int64_t c, const auto& power) {
+          put_codes(codes + c, power, all(127.0f), p_top);
+        }), 0);
+        continue;
+      }
+      const float largest_p = softmax(scores, columns, top, [=](int64_t c, const auto& power) {
+        for (const F32& some : power) {
+          store(scores + c, some);
+          c += LANES;
+        }
+      });
+      room.p_scale[r] = largest_p;
+      most = largest_p > most ? largest_p : most;
+      if (!integers) continue;
+      room.p_scale[r] = call.p_scale;
+      const F32 steps = all(largest_p / call.p_scale);
+      for (int64_t c = 0; c < columns; c += LANES) put_codes(codes + c, {load(scores + c)}, steps, p_top);
     }
+    if (tasks.only_largest) continue;
     if (!integers) {
-      float_values<4>(call, room, row, column, first, count);
+      int64_t r = 0;
+      for (; r + 4 <= count; r += 4) float_values<4>(room, head, call.tokens, call.width, first, r);
+      for (; r < count; ++r) float_values<1>(room, head, call.tokens, call.width, first, r);
       continue;
     }
+    products(room.p, p_width, count, room.v, room.width_panels, room.tokens / 4, PROBABILITIES, room.sums);
     for (int64_t r = 0; r < count; ++r) {
-      // p / p_scale, where p = power * largest. One scale a token: the largest probability has code 127, so that is power * 127.
-      const float most_likely = room.p_scale[r];
-      const bool own = call.scales == PER_TOKEN;
-      room.p_scale[r] = own ? dynamic_scale(most_likely, 0) : call.p_scale;
-      const F32 steps = all(own ? 127.0f : most_likely / call.p_scale);
-      uint8_t* codes = room.p + r * room.tokens;
-      const float* power = room.scores + r * columns;
-      for (int64_t t = 0; t < room.tokens; t += LANES) {
-        const F32 code = t < columns ? at_most(load(power + t) * steps, all(call.p_top)) : F32{};
-        store_bytes(codes + t, to_int(nearest(code)), room.tokens - t);
-      }
-    }
-    products(room.p, room.tokens, count, room.v, room.width_panels, room.tokens / 4, PROBABILITIES, room.sums);
-    for (int64_t r = 0; r < count; ++r) {
-      float* y = call.y + (row + first + r) * stride + column;
-      const int32_t* sums = room.sums + r * room.width_panels * PANEL;
+      float* y = head.y + (first + r) * head.stride;
+      const int32_t* sums = room.sums + r * channels;
       const F32 scale = all(room.p_scale[r] * v_scale);
-      for (int64_t d = 0; d < call.width; d += LANES) {
-        const I32 sum = *reinterpret_cast<const I32M*>(sums + d) +
-                        *reinterpret_cast<const I32M*>(room.v_sums + d) * SMALL_BIAS;
-        store(y + d, to_float(sum) * scale, call.width - d);
-      }
+      sweep(call.width, [&](int64_t d, int64_t some) __attribute__((always_inline)) {
+        I32 sum = *reinterpret_cast<const I32M*>(sums + d);
+        if constexpr (SMALL_BIAS != 0) sum = sum + *reinterpret_cast<const I32M*>(room.v_sums + d) * SMALL_BIAS;
+        store(y + d, to_float(sum) * scale, some);
+      });
     }
   }
   if (tasks.only_largest) call.largest_p[index] = most;
-  call.memory.give(call.memory.context, memory);
+}
+
+static void attention_task(void* user, size_t index) {
+  const AttentionTasks& tasks = *static_cast<const AttentionTasks*>(user);
+  Attention& call = *tasks.call;
+  alignas(64) char here[STACK_ROOM];
+  Room room;
+  const size_t needed = place(room, call, nullptr);
+  char* memory = nullptr;
+  if (needed > sizeof here) {
+    memory = static_cast<char*>(call.memory.take(call.memory.context, needed + 63));
+    if (memory == nullptr) {
+      *call.failed = 1;
+      return;
+    }
+  }
+  place(room, call, memory ? reinterpret_cast<char*>(round_up(reinterpret_cast<intptr_t>(memory), 64)) : here);
+  const int64_t sentence = static_cast<int64_t>(index) / call.heads, column = static_cast<int64_t>(index) % call.heads * call.width;
+  const int64_t stride = call.heads * call.width, start = sentence * call.tokens * stride + column;
+  const Head head = {call.q + start, call.k + start, call.v + start, call.y + start, call.mask + sentence * call.tokens, stride};
+  attend(tasks, room, head, static_cast<int64_t>(index));
+  if (memory) call.memory.give(call.memory.context, memory);
 }
 
 static void attention(Attention& call, const Threads& threads) {

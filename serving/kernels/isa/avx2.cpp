@@ -4,6 +4,7 @@
 // instructions for 32 products, where 8-bit weights need four.
 // Small: in attention A holds probabilities, below 128, and no product of two can overflow.
 // 8-bit weights: |A - 128| times the weight with the sign of A - 128, which cannot saturate: 2 * 128 * 127 < 2**15.
+// Scores: the same, but attention writes A - 128 and |A - 128| once, where the 8-bit product finds them for every panel anew.
 
 #include <immintrin.h>
 
@@ -17,7 +18,7 @@ constexpr int LANES = 8;
 constexpr int GROUP = 1;
 constexpr int64_t STEPS = 1;
 constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 128, SMALL_BIAS = 0;
-constexpr bool ALWAYS_UNPACK = false;
+constexpr bool ALWAYS_UNPACK = false, SIGN_AND_SIZE = true, FRESH_SUMS = true;
 constexpr int LENGTH = 32;
 
 #include "vector.inl"
@@ -37,7 +38,8 @@ struct Common {
     __builtin_memcpy(&bytes, p, 4);
     return _mm256_set1_epi32(bytes);
   }
-  QX_INLINE __m256i spread(const uint8_t* p) { return four(p); }
+  QX_INLINE __m256i spread(const uint8_t* p, int64_t) { return four(p); }
+  QX_INLINE void write(int32_t* sums, __m256i x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums), x); }
   QX_INLINE void add_to(int32_t* sums, __m256i x) {
     __m256i* to = reinterpret_cast<__m256i*>(sums);
     _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), x));
@@ -67,7 +69,7 @@ struct Wide : Common {
   struct Spread {
     __m256i sign, size;
   };
-  QX_INLINE Spread spread(const uint8_t* p) {
+  QX_INLINE Spread spread(const uint8_t* p, int64_t) {
     const __m256i sign = _mm256_xor_si256(four(p), _mm256_set1_epi8(-128));
     return {sign, _mm256_abs_epi8(sign)};
   }
@@ -83,9 +85,15 @@ struct Wide : Common {
   QX_INLINE void add(int32_t* sums, Part part) { add_to(sums, part); }
 };
 
+// Sign and size are read, each from its half of a row.
+struct Scores : Wide {
+  QX_INLINE Spread spread(const uint8_t* p, int64_t lda) { return {four(p), four(p + lda / 2)}; }
+  QX_INLINE void add(int32_t* sums, Part part) { write(sums, part); }
+};
+
 // A below 128 by 8-bit codes: 2 * 127 * 127 fits 16 bits as it is.
 struct Small : Common {
-  static constexpr int ROWS = 6, PANELS = 1;
+  static constexpr int ROWS = 2, PANELS = 2;
   static constexpr bool INT16 = false, PAIRS = false;
   QX_INLINE Part dot(Part part, Spread a, Codes w) {
     __m256i pairs;
@@ -95,7 +103,7 @@ struct Small : Common {
         : [a] "x"(a), [w] "x"(w), [ones] "x"(_mm256_set1_epi16(1)));
     return part;
   }
-  QX_INLINE void add(int32_t* sums, Part part) { add_to(sums, part); }
+  QX_INLINE void add(int32_t* sums, Part part) { write(sums, part); }
 };
 
 #include "product.inl"

@@ -12,7 +12,7 @@ constexpr int LANES = 16;
 constexpr int GROUP = 3;
 constexpr int64_t STEPS = 1;
 constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0, SMALL_BIAS = 0;
-constexpr bool ALWAYS_UNPACK = false;
+constexpr bool ALWAYS_UNPACK = false, SIGN_AND_SIZE = false, FRESH_SUMS = false;
 constexpr int LENGTH = 64;
 
 #include "vector.inl"
@@ -28,7 +28,7 @@ struct Dot {
   typedef __m512i Part;
   QX_INLINE __m512i zero() { return _mm512_setzero_si512(); }
   QX_INLINE __m512i codes(const int8_t* p) { return _mm512_loadu_si512(p); }
-  QX_INLINE __m512i spread(const uint8_t* p) {
+  QX_INLINE __m512i spread(const uint8_t* p, int64_t) {
     int32_t bytes;
     __builtin_memcpy(&bytes, p, 4);
     return _mm512_set1_epi32(bytes);
@@ -41,6 +41,7 @@ struct Dot {
 typedef Dot Narrow;
 typedef Dot Wide;
 typedef Dot Small;
+typedef Dot Scores;
 
 #include "product.inl"
 #include "rows.inl"

@@ -12,7 +12,7 @@ constexpr int LANES = 4;
 constexpr int GROUP = 1;
 constexpr int64_t STEPS = 1;
 constexpr int32_t NARROW_BIAS = 128, WIDE_BIAS = 128, SMALL_BIAS = 128;
-constexpr bool ALWAYS_UNPACK = false;
+constexpr bool ALWAYS_UNPACK = false, SIGN_AND_SIZE = false, FRESH_SUMS = false;
 constexpr int LENGTH = 16;
 
 #include "vector.inl"
@@ -28,13 +28,14 @@ struct Dot {
   typedef int32x4_t Part;
   QX_INLINE Part zero() { return vdupq_n_s32(0); }
   QX_INLINE Codes codes(const int8_t* p) { return vld1q_s8(p); }
-  QX_INLINE Spread spread(const uint8_t* p) { return four_signed(p); }
+  QX_INLINE Spread spread(const uint8_t* p, int64_t) { return four_signed(p); }
   QX_INLINE Part dot(Part part, Spread a, Codes w) { return vdotq_s32(part, w, a); }
   QX_INLINE void add(int32_t* sums, Part part) { vst1q_s32(sums, vaddq_s32(vld1q_s32(sums), part)); }
 };
 typedef Dot Narrow;
 typedef Dot Wide;
 typedef Dot Small;
+typedef Dot Scores;
 
 #include "product.inl"
 #include "rows.inl"

@@ -14,7 +14,7 @@ constexpr int LANES = 4;
 constexpr int GROUP = 1;
 constexpr int64_t STEPS = 2;
 constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0, SMALL_BIAS = 0;
-constexpr bool ALWAYS_UNPACK = false;
+constexpr bool ALWAYS_UNPACK = false, SIGN_AND_SIZE = false, FRESH_SUMS = false;
 constexpr int LENGTH = 16;
 
 #include "vector.inl"

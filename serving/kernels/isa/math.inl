@@ -1,23 +1,28 @@
 // exp and erf, within stated errors. To be included after simd_*.inl.
 
-// exp(x) for x <= 0 (0 below -87), within 2 ulp: 2**n * p(r), r = x - n ln 2, |r| <= ln 2 / 2.
+// x[i] = exp(x[i]) for x <= 0 (0 below -87), within 2 ulp: 2**n * p(r), r = x - n ln 2, |r| <= ln 2 / 2.
 // p is the Taylor polynomial of degree 7: its remainder is below 2**-31 there.
-QX_INLINE F32 exponential(F32 x) {
-  const F32 low = all(-87.0f);
-  const I32 vanishes = x < low;
-  x = at_least(x, low);
-  const F32 n = nearest(x * 1.44269504f);
-  const F32 r = multiply_add(n, all(2.12194440e-4f), x - n * 0.693359375f);
-  F32 p = all(1.98412698e-4f);
-  p = multiply_add(p, r, all(1.38888889e-3f));
-  p = multiply_add(p, r, all(8.33333333e-3f));
-  p = multiply_add(p, r, all(4.16666667e-2f));
-  p = multiply_add(p, r, all(1.66666667e-1f));
-  p = multiply_add(p, r, all(0.5f));
-  p = multiply_add(p, r, all(1.0f));
-  p = multiply_add(p, r, all(1.0f));
-  const F32 power = as_float((to_int(n) + 127) << 23);
-  return vanishes ? F32{} : p * power;
+// Each step is taken for all N before the next: a result waits for a chain of 60 cycles, and a processor looks a few of them ahead.
+template <int N>
+QX_INLINE void exponential(F32 (&x)[N]) {
+  F32 r[N], p[N];
+  I32 power[N], vanishes[N];
+  for (int i = 0; i < N; ++i) {
+    vanishes[i] = x[i] < -87.0f;
+    x[i] = at_least(x[i], all(-87.0f));
+    const F32 shifted = x[i] * 1.44269504f + MAGIC;
+    const F32 n = shifted - MAGIC;
+    power[i] = as_int(shifted) << 23;
+    r[i] = multiply_add(n, all(2.12194440e-4f), multiply_add(n, all(-0.693359375f), x[i]));  // the inner product is exact
+    p[i] = all(1.98412698e-4f);
+  }
+  constexpr float factors[] = {1.38888889e-3f, 8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1.0f, 1.0f};
+#pragma GCC unroll 7
+  for (int j = 0; j < 7; ++j)
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) p[i] = multiply_add(p[i], r[i], all(factors[j]));
+  // n is added to the exponent: no power of x >= -87 is subnormal
+  for (int i = 0; i < N; ++i) x[i] = vanishes[i] ? F32{} : as_float(as_int(p[i]) + power[i]);
 }
 
 // erf(x) within 5e-7, as x * P(x^2) / Q(x^2) for |x| <= 3.92, where 1 - erf is 3e-8. P and Q, of degree 5, are a

@@ -13,7 +13,7 @@ constexpr int LANES = 4;
 constexpr int GROUP = 1;
 constexpr int64_t STEPS = 1;
 constexpr int32_t NARROW_BIAS = 128, WIDE_BIAS = 128, SMALL_BIAS = 128;
-constexpr bool ALWAYS_UNPACK = false;
+constexpr bool ALWAYS_UNPACK = false, SIGN_AND_SIZE = false, FRESH_SUMS = false;
 constexpr int LENGTH = 16;
 
 #include "vector.inl"
@@ -31,7 +31,7 @@ struct Dot {
   };
   QX_INLINE Part zero() { return {vdupq_n_s16(0), vdupq_n_s16(0)}; }
   QX_INLINE Codes codes(const int8_t* p) { return vld1q_s8(p); }
-  QX_INLINE Spread spread(const uint8_t* p) { return four_signed(p); }
+  QX_INLINE Spread spread(const uint8_t* p, int64_t) { return four_signed(p); }
   QX_INLINE Part dot(Part part, Spread a, Codes w) {
     return {vmlal_s8(part.low, vget_low_s8(a), vget_low_s8(w)), vmlal_high_s8(part.high, a, w)};
   }
@@ -43,6 +43,7 @@ struct Dot {
 typedef Dot Narrow;
 typedef Dot Wide;
 typedef Dot Small;
+typedef Dot Scores;
 
 #include "product.inl"
 #include "rows.inl"

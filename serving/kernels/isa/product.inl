@@ -6,19 +6,24 @@
 //   unpack_steps(storage, packed, steps, codes)   packed panel -> int8 [steps][16][4]
 //   NARROW_BIAS, WIDE_BIAS, SMALL_BIAS   what is taken from A before the products, 0 or 128
 //   ALWAYS_UNPACK      whether 8-bit codes, too, go through unpack_steps
-//   Narrow, Wide, Small   how four values of A meet a vector of codes: up to 7 bits, 8 bits, 8 bits and A < 128:
+//   Narrow, Wide, Small, Scores   how four values of A meet a vector of codes: up to 7 bits, 8 bits, 8 bits and A < 128, 8 bits
+//                      and A as SIGN_AND_SIZE says:
 //     ROWS, PANELS       rows of A and panels that a tile takes at once
 //     INT16, PAIRS       whether parts are 16-bit lanes, and whether such a lane adds two products in one step
 //     VECTORS            vectors in a step of one panel
 //     LENGTH             codes in a vector
 //     Codes, Spread, Part, Sum
 //     codes(p)           LENGTH codes
-//     spread(p)          four bytes of A, repeated
+//     spread(p, lda)     four bytes of A, whose rows are lda bytes, repeated
 //     dot(part, spread, codes)   part + products
 //     add(sums, part)    sums[0 ..] += part, one int32 for each four codes
+//   SIGN_AND_SIZE      false: Scores takes A as Wide does. true: A less 128 in the first half of a row, its magnitude in the second
+//   FRESH_SUMS         whether `add` of Small and of Scores writes the sums instead, which is for attention to know
 // or, with QX_OWN_ACCUMULATE, after `accumulate` itself.
 
-constexpr int PROBABILITIES = 0;        // in the place of `bits`: codes of 8 bits, A below 128
+// In the place of `bits`, both with codes of 8 bits:
+constexpr int PROBABILITIES = 0;        // A is below 128
+constexpr int SCORES = -1;              // A is as SIGN_AND_SIZE says
 constexpr int64_t K_BLOCK = 1024;      // values of k unpacked at a time: a panel of 16 kB
 constexpr int64_t ROW_BLOCK = 96;      // rows of A in a task
 constexpr int64_t TASK_PANELS = GROUP == 1 ? 4 : 2 * GROUP;  // so that a row of Y is written 256 bytes at a time
@@ -52,7 +57,7 @@ __attribute__((noinline)) static void tile(
         codes[v] = Dot::codes(w + v / Dot::VECTORS * panel_stride + step * STEP_BYTES + v % Dot::VECTORS * Dot::LENGTH);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const typename Dot::Spread four = Dot::spread(a + r * lda + 4 * step);
+        const typename Dot::Spread four = Dot::spread(a + r * lda + 4 * step, lda);
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) part[r][v] = Dot::dot(part[r][v], four, codes[v]);
       }
@@ -114,6 +119,8 @@ static void accumulate(
   if (bits == PROBABILITIES)
     accumulate_groups<Small>(
         a, lda, rows, w, panel_stride, panels, steps, flush_of<Small>(8), sums, sums_stride);
+  else if (bits == SCORES)
+    accumulate_groups<Scores>(a, lda, rows, w, panel_stride, panels, steps, flush_of<Scores>(8), sums, sums_stride);
   else if (bits == 8)
     accumulate_groups<Wide>(a, lda, rows, w, panel_stride, panels, steps, flush_of<Wide>(bits), sums, sums_stride);
   else

@@ -3,17 +3,17 @@
 // codes = clip(round_half_even(x / scale), -127, 127) + 128; a NaN gets the code of 0 (128). The scale of a row is that of its largest
 // magnitude, NaN left out.
 
-QX_INLINE void store_bytes(uint8_t* p, I32 x, int64_t count) {
-  if (count >= LANES) return put_u8(p, x);
+QX_APART void store_piece(uint8_t* p, I32 x, int64_t count) {
   uint8_t bytes[LANES];
   put_u8(bytes, x);
   for (int64_t i = 0; i < count; ++i) p[i] = bytes[i];
 }
+QX_INLINE void store_bytes(uint8_t* p, I32 x, int64_t count) { count >= LANES ? put_u8(p, x) : store_piece(p, x, count); }
 
 // round_half_even(steps) between -top and top; 0 for NaN.
-QX_INLINE I32 bounded_code(F32 steps, float top) {
+QX_INLINE I32 bounded_code(F32 steps, F32 top) {
   steps = steps == steps ? steps : F32{};
-  return to_int(nearest(at_least(at_most(steps, all(top)), all(-top))));
+  return nearest(at_least(at_most(steps, top), -top));
 }
 
 static float largest(const float* x, int64_t count) {
@@ -25,17 +25,17 @@ static float largest(const float* x, int64_t count) {
   return largest_of(at_least(at_least(found[0], found[1]), at_least(found[2], found[3])));
 }
 
-// Codes of a row, and its scale unless that is fixed.
-static void encode_row(const Rows& call, int64_t row, const float* x) {
+// Codes of a row whose largest magnitude is `most`, and its scale unless that is fixed.
+static void encode_row(const Rows& call, int64_t row, const float* x, float most) {
   float scale = call.fixed_scale;
   if (call.scale != nullptr) {
-    scale = dynamic_scale(largest(x, call.width), call.clip);
+    scale = dynamic_scale(most, call.clip);
     call.scale[row] = scale;
   }
   uint8_t* codes = call.codes + row * call.width;
   const F32 divisor = all(scale);
   sweep(call.width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    store_bytes(codes + i, bounded_code(load(x + i, count) / divisor, 127.0f) + ZERO_POINT, count);
+    store_bytes(codes + i, bounded_code(load(x + i, count) / divisor, all(127.0f)) + ZERO_POINT, count);
   });
 }
 
@@ -54,7 +54,10 @@ static void each_row(const Rows& call, const Threads& threads) {
   threads.run(threads.context, rows_task<WORK>, static_cast<size_t>(tasks), const_cast<Rows*>(&call));
 }
 
-static void quantize_row(const Rows& call, int64_t row) { encode_row(call, row, call.x + row * call.width); }
+static void quantize_row(const Rows& call, int64_t row) {
+  const float* x = call.x + row * call.width;
+  encode_row(call, row, x, call.scale ? largest(x, call.width) : 0);
+}
 
 // y is the room for gelu(x), [rows, width], or null where a row has at most LONGEST_ROW values.
 static void gelu_row(const Rows& call, int64_t row) {
@@ -65,7 +68,7 @@ static void gelu_row(const Rows& call, int64_t row) {
     const F32 value = load(x + i, count);
     store(y + i, value * 0.5f * (error_function(value * 0.70710678f) + 1.0f), count);
   });
-  encode_row(call, row, y);
+  encode_row(call, row, y, largest(y, call.width));
 }
 
 static void norm_row(const Rows& call, int64_t row) {
@@ -88,11 +91,15 @@ static void norm_row(const Rows& call, int64_t row) {
   });
   const float variance = sum_of(squares) / static_cast<float>(width);
   const F32 inverse = all(1.0f / __builtin_sqrtf(variance + call.epsilon));
+  const float *gamma = call.gamma, *beta = call.beta;
+  F32 most = {};
   sweep(width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const F32 value = (load(y + i, count) - mean) * inverse;
-    store(y + i, value * load(call.gamma + i, count) + load(call.beta + i, count), count);
+    const F32 result = value * load(gamma + i, count) + load(beta + i, count);
+    store(y + i, result, count);
+    most = at_least(magnitude(result), most);
   });
-  if (call.codes != nullptr) encode_row(call, row, y);
+  if (call.codes != nullptr) encode_row(call, row, y, largest_of(most));
 }
 
 static void quantize(const Rows& call, const Threads& threads) { each_row<quantize_row>(call, threads); }

@@ -10,7 +10,7 @@ constexpr int LANES = 4;
 constexpr int GROUP = 1;
 constexpr int64_t STEPS = 1;
 constexpr int32_t NARROW_BIAS = 0, WIDE_BIAS = 0, SMALL_BIAS = 0;
-constexpr bool ALWAYS_UNPACK = false;
+constexpr bool ALWAYS_UNPACK = false, SIGN_AND_SIZE = false, FRESH_SUMS = false;
 
 #include "vector.inl"
 #include "simd_plain.inl"
@@ -39,7 +39,7 @@ struct Plain {
   };
   QX_INLINE Part zero() { return {}; }
   QX_INLINE Codes codes(const int8_t* p) { return p; }
-  QX_INLINE Spread spread(const uint8_t* p) { return p; }
+  QX_INLINE Spread spread(const uint8_t* p, int64_t) { return p; }
   QX_INLINE Part dot(Part part, Spread a, Codes w) {
     for (int row = 0; row < PANEL; ++row)
       for (int i = 0; i < 4; ++i) part.sums[row] += a[i] * w[4 * row + i];
@@ -52,6 +52,7 @@ struct Plain {
 typedef Plain Narrow;
 typedef Plain Wide;
 typedef Plain Small;
+typedef Plain Scores;
 
 #include "product.inl"
 #include "rows.inl"

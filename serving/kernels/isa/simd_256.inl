@@ -9,9 +9,19 @@ QX_INLINE void put_u8(uint8_t* p, I32 x) {
   const __m128i words = words_of(x);
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
 }
-QX_INLINE void put_s8(int8_t* p, I32 x) {
-  const __m128i words = words_of(x);
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+// (Packing works in each half alone, so bytes come out as elements 0..3 of a, b, c and d, then 4..7 of each.)
+QX_INLINE __m256i shorts_of(I32 a, I32 b) {
+  return _mm256_packs_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b));
+}
+QX_INLINE void put_four(uint8_t* p, const I32 (&c)[4]) {
+  const __m256i bytes = _mm256_packus_epi16(shorts_of(c[0], c[1]), shorts_of(c[2], c[3]));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, order));
+}
+QX_INLINE void put_steps(int8_t* p, const I32 (&c)[4]) {
+  const __m256i bytes = _mm256_packs_epi16(shorts_of(c[0], c[1]), shorts_of(c[2], c[3]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(bytes));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + STEP_BYTES), _mm256_extracti128_si256(bytes, 1));
 }
 QX_INLINE float largest_of(F32 x) {
   const __m256 all_lanes = reinterpret_cast<__m256>(x);

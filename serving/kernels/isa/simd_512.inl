@@ -2,7 +2,18 @@
 
 QX_INLINE __m128i bytes_of(I32 x) { return _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(x)); }
 QX_INLINE void put_u8(uint8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes_of(x)); }
-QX_INLINE void put_s8(int8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes_of(x)); }
+QX_INLINE void put_four(uint8_t* p, const I32 (&c)[4]) {
+  for (int i = 0; i < 4; ++i) put_u8(p + i * LANES, c[i]);
+}
+QX_INLINE void put_steps(int8_t* p, const I32 (&c)[4]) {
+  const __m128i row[4] = {bytes_of(c[0]), bytes_of(c[1]), bytes_of(c[2]), bytes_of(c[3])};
+  const __m128i low[2] = {_mm_unpacklo_epi32(row[0], row[1]), _mm_unpacklo_epi32(row[2], row[3])};
+  const __m128i high[2] = {_mm_unpackhi_epi32(row[0], row[1]), _mm_unpackhi_epi32(row[2], row[3])};
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi64(low[0], low[1]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + STEP_BYTES), _mm_unpackhi_epi64(low[0], low[1]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 2 * STEP_BYTES), _mm_unpacklo_epi64(high[0], high[1]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 3 * STEP_BYTES), _mm_unpackhi_epi64(high[0], high[1]));
+}
 QX_INLINE __m256 low_half(F32 x) { return _mm512_maskz_extractf32x8_ps(0xff, reinterpret_cast<__m512>(x), 0); }
 QX_INLINE __m256 high_half(F32 x) { return _mm512_maskz_extractf32x8_ps(0xff, reinterpret_cast<__m512>(x), 1); }
 QX_INLINE float largest_of(F32 x) {

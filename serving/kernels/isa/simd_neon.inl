@@ -1,7 +1,15 @@
 // NEON, for vector.inl and unpack.inl.
 
 QX_INLINE void put_u8(uint8_t* p, I32 x) { *reinterpret_cast<U8M*>(p) = __builtin_convertvector(x, U8); }
-QX_INLINE void put_s8(int8_t* p, I32 x) { *reinterpret_cast<S8M*>(p) = __builtin_convertvector(x, S8); }
+QX_INLINE int8x16_t bytes_of(const I32 (&c)[4]) {
+  const int16x8_t first = vcombine_s16(
+      vmovn_s32(reinterpret_cast<int32x4_t>(c[0])), vmovn_s32(reinterpret_cast<int32x4_t>(c[1])));
+  const int16x8_t second = vcombine_s16(
+      vmovn_s32(reinterpret_cast<int32x4_t>(c[2])), vmovn_s32(reinterpret_cast<int32x4_t>(c[3])));
+  return vcombine_s8(vmovn_s16(first), vmovn_s16(second));
+}
+QX_INLINE void put_four(uint8_t* p, const I32 (&c)[4]) { vst1q_u8(p, vreinterpretq_u8_s8(bytes_of(c))); }
+QX_INLINE void put_steps(int8_t* p, const I32 (&c)[4]) { vst1q_s8(p, bytes_of(c)); }
 QX_INLINE float largest_of(F32 x) {
   const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
   return a > b ? a : b;

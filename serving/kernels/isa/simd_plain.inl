@@ -1,7 +1,12 @@
 // Portable C++, for vector.inl.
 
 QX_INLINE void put_u8(uint8_t* p, I32 x) { *reinterpret_cast<U8M*>(p) = __builtin_convertvector(x, U8); }
-QX_INLINE void put_s8(int8_t* p, I32 x) { *reinterpret_cast<S8M*>(p) = __builtin_convertvector(x, S8); }
+QX_INLINE void put_four(uint8_t* p, const I32 (&c)[4]) {
+  for (int i = 0; i < 4; ++i) put_u8(p + i * LANES, c[i]);
+}
+QX_INLINE void put_steps(int8_t* p, const I32 (&c)[4]) {
+  for (int i = 0; i < 4; ++i) *reinterpret_cast<S8M*>(p + i * LANES) = __builtin_convertvector(c[i], S8);
+}
 QX_INLINE float largest_of(F32 x) {
   const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
   return a > b ? a : b;
