@@ -408,8 +408,11 @@ class _Run:
                     pairs.append(pair)
             pairs.sort(key=lambda pair: pair[0] != self.main)
             for ours, against in pairs:
-                if len(results[against].positions) == rows.n_rows:
-                    found.append(compare_engines(rows, ours, results[ours], against, results[against]))
+                mine, theirs = results[ours], results[against]
+                if not rows.reader.comparable(mine.joined, theirs.joined):
+                    self.say(f"{ours} and {against} have vectors of two widths: compared by metrics only")
+                elif len(theirs.positions) == rows.n_rows:
+                    found.append(compare_engines(rows, ours, mine, against, theirs))
         return found
 
     def _invariance(self) -> Invariance | None:

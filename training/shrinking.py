@@ -107,6 +107,9 @@ def shrink(teacher: PreTrainedModel, size: StudentSize, batches: Batches) -> Pre
     _check(size, whole)
     student: PreTrainedModel = type(teacher)(_resized(teacher.config, size))
     student.set_attn_implementation(ATTENTION_NAME)
+    for name, _ in list(student.named_children()):
+        if getattr(teacher, name) is None:  # sentence encoders are loaded without BERT's pooler
+            setattr(student, name, None)
     layers = uniform_map(size.layers, whole.layers)
     if size.hidden_size < whole.hidden_size:
         kept = pick_channels(_covariance(teacher, layers, batches), size.hidden_size)

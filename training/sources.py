@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qexport.errors import DataError, EnvironmentProblem, MissingPackageError, UsageError
+from qexport.errors import DataError, MissingPackageError, UsageError
+from qexport.training.hub import hub_name, hub_split
 from qexport.training.rows import (
     FileColumns,
     Row,
@@ -208,32 +207,17 @@ def from_hub(task: Task, *, need_train: bool) -> Sourced:
     """
     if task.hub_id is None:
         raise UsageError(f"task {task.name} is not on the hub; pass --data and --eval")
-    try:
-        load_dataset = importlib.import_module("datasets").load_dataset
-    except ImportError as error:
-        other = "pass --data-dir with GLUE's TSV files" if task.glue_folder else _PACKAGE_HINT
-        raise MissingPackageError(
-            f"reading {task.name} from the Hugging Face hub needs the package datasets; "
-            f"run pip install datasets, or {other}"
-        ) from error
-    full = "/".join(part for part in (task.hub_id, task.hub_config) if part)
-    read = _hub_reader(task, full, load_dataset)
+    full, read = hub_name(task), _hub_reader(task)
     train = read("train") if need_train else None
     return train, {name: read(name) for name in task.eval_splits}, f"Hugging Face hub {full}"
 
 
-def _hub_reader(task: Task, full: str, load_dataset: Callable[..., Any]) -> Callable[[str], Split]:
+def _hub_reader(task: Task) -> Callable[[str], Split]:
+    full = hub_name(task)
+    other = "pass --data-dir with GLUE's TSV files" if task.glue_folder else _PACKAGE_HINT
+
     def read(name: str) -> Split:
-        arguments = (task.hub_id,) if task.hub_config is None else (task.hub_id, task.hub_config)
-        try:
-            data = load_dataset(*arguments, split=name)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            other = "pass --data-dir with GLUE's TSV files" if task.glue_folder else _PACKAGE_HINT
-            raise EnvironmentProblem(
-                f"cannot load {full}, split {name}, from the Hugging Face hub or its cache ({reason}); "
-                f"connect to the network, or {other}"
-            ) from error
+        data = hub_split(task, name, instead=other)
         present = list(data.column_names)
         for column in (*task.columns, task.label_column):
             if column not in present:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from qexport.errors import DataError, EnvironmentProblem, MissingPackageError, UsageError
+from qexport.errors import DataError, UsageError
+from qexport.training.hub import hub_split
 from qexport.training.spans import SpanSplit
 from qexport.training.tasks import Task, get_task
 
@@ -327,24 +327,10 @@ def _joined(parts: list[SpanSplit]) -> SpanSplit:
 
 
 def _from_hub(task: Task, need_train: bool) -> SpanSources:
-    try:
-        load_dataset = importlib.import_module("datasets").load_dataset
-    except ImportError as error:
-        raise MissingPackageError(
-            f"reading {task.name} from the Hugging Face hub needs the package datasets; run pip install "
-            "datasets, or pass --data-dir with SQuAD's own JSON files"
-        ) from error
     empty = "no_ans_exact" in task.metrics
 
     def read(name: str) -> SpanSplit:
-        try:
-            data = load_dataset(task.hub_id, split=name)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise EnvironmentProblem(
-                f"cannot load {task.hub_id}, split {name}, from the Hugging Face hub or its cache "
-                f"({reason}); connect to the network, or pass --data-dir with SQuAD's own JSON files"
-            ) from error
+        data = hub_split(task, name, instead="pass --data-dir with SQuAD's own JSON files")
         return _split(name, (_hub_row(row) for row in data), empty)
 
     train = read("train") if need_train else None

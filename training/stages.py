@@ -67,18 +67,22 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 def plan_stages(recipe: Recipe, config: TrainConfig) -> tuple[Stage, ...]:
     """The stages of a run, with the loss weights and epochs that its options ask for.
 
-    A loss option changes the stages that have this loss; --label-weight those that learn from logits.
+    A loss option changes the stages that have this loss; --label-weight those that learn from logits. Stages
+    that learn from labels alone are left out where the task has none.
 
     Raises:
         UsageError: loss weights that leave nothing to train on, no teacher, a start other than the teacher.
     """
-    epochs = recipe.optimisation.epochs
-    single = Stage(name="", start=_STUDENT, losses=recipe.losses, epochs=epochs)
+    single = Stage(name="", start=_STUDENT, losses=recipe.losses, epochs=recipe.optimisation.epochs)
     several = bool(recipe.stages)
     labelled = config.task is None or get_kind(get_task(config.task).kind).labelled
-    plan = []
+    plan: list[Stage] = []
     quantises = parse_bits(config.bits or recipe.default_bits).weight < 32
+    left_out = {}
     for stage in [stage for stage in recipe.stages if quantises or not stage.only_quantised] or [single]:
+        if several and plan and not labelled and not stage.losses.distils:
+            left_out[stage.name] = plan[-1].name  # learns from labels only: the stage before takes its place
+            continue
         losses = _losses(stage.losses, config, everywhere=not several)
         if not labelled:
             if config.label_weight:
@@ -99,7 +103,9 @@ def plan_stages(recipe: Recipe, config: TrainConfig) -> tuple[Stage, ...]:
                 f"{where}every loss weight is 0; give at least one of --hidden-weight, --attention-weight, "
                 "--logits-weight, --label-weight"
             )
-        plan.append(dataclasses.replace(stage, losses=losses, epochs=config.epochs or stage.epochs))
+        teacher = left_out.get(stage.teacher, stage.teacher)
+        epochs = config.epochs or stage.epochs
+        plan.append(dataclasses.replace(stage, losses=losses, epochs=epochs, teacher=teacher))
     if config.teacher is None and (several or any(stage.losses.distils for stage in plan)):
         raise UsageError(
             f"method {recipe.name} distils and needs --teacher, a folder made by: qexport train --method fp32"

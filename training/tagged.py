@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from qexport.errors import DataError, EnvironmentProblem, MissingPackageError, UsageError
+from qexport.errors import DataError, UsageError
 from qexport.serving.kinds.tokens import TokenItems
 from qexport.serving.word_pieces import encode_words
 from qexport.training.conll import Sentence, read_sentences, scheme_of, tag_names
 from qexport.training.encoded import Encoded
+from qexport.training.hub import hub_split
 from qexport.training.rows import Split, listed
 from qexport.training.tasks import Task
 
@@ -186,24 +186,10 @@ def _from_hub(
     """
     if task.hub_id is None:
         raise UsageError(f"task {task.name} reads your own files; give --data and --eval")
-    try:
-        load_dataset = importlib.import_module("datasets").load_dataset
-    except ImportError as error:
-        raise MissingPackageError(
-            f"reading {task.name} from the Hugging Face hub needs the package datasets; run pip install "
-            "datasets, or pass your own files as --data and --eval"
-        ) from error
     order = tuple(labels or task.labels)
     found: dict[str, Split] = {}
     for name in (*(("train",) if need_train else ()), *task.eval_splits):
-        try:
-            data = load_dataset(task.hub_id, split=name)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise EnvironmentProblem(
-                f"cannot load {task.hub_id}, split {name}, from the Hugging Face hub or its cache "
-                f"({reason}); connect to the network, or pass --data and --eval"
-            ) from error
+        data = hub_split(task, name, instead="pass your own files as --data and --eval")
         if not {"tokens", task.label_column} <= set(data.column_names):
             raise DataError(
                 f"{task.hub_id} on the hub must have columns tokens and {task.label_column}, it has "

@@ -143,6 +143,10 @@ class OutputKind(ABC):
         equal = ours.argmax(axis=-1) == theirs.argmax(axis=-1)
         return np.asarray(equal.reshape(len(ours), -1).all(axis=1))
 
+    def comparable(self, ours: Float32Array, theirs: Float32Array) -> bool:
+        """Whether joined outputs can be compared row by row; where they cannot, metrics alone are."""
+        return True
+
     @abstractmethod
     def agreement(self, rows: EvalRows, ours: Any, theirs: Any, positions: Int64Array) -> Agreement:
         """Where two engines say the same.

@@ -62,6 +62,10 @@ class Embedding(OutputKind):
         """Rows whose cosine is at least `SAME_COSINE`; see the base class."""
         return np.asarray(_cosines(ours, theirs) >= SAME_COSINE)
 
+    def comparable(self, ours: Float32Array, theirs: Float32Array) -> bool:
+        """Vectors of one width; a narrower student has no cosine with its teacher."""
+        return bool(ours.shape[-1] == theirs.shape[-1])
+
     def agreement(
         self, rows: EvalRows, ours: Float32Array, theirs: Float32Array, positions: Int64Array
     ) -> Agreement:

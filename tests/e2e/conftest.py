@@ -7,11 +7,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 from tiny_models import save_model, write_reviews
 
 from qexport.cli import main
+from qexport.serving.report import json_schema
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,21 @@ def run() -> Callable[..., None]:
 
     def call(*words: object) -> None:
         assert main([str(word) for word in words]) == 0
+
+    return call
+
+
+@pytest.fixture
+def verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Verify a folder on evaluation data without timings, all to agree; its report, which fits the schema."""
+
+    def call(folder: Path, data: Path, *options: str) -> dict[str, Any]:
+        words = ["verify", str(folder), "--eval", str(data), "--no-latency", "--min-agreement", "99.9",
+                 "--report", str(tmp_path), "--json", *options]  # fmt: skip
+        assert main(words) == 0
+        report: dict[str, Any] = json.loads(capsys.readouterr().out)
+        jsonschema.validate(report, json_schema())
+        return report
 
     return call
 

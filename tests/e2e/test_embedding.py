@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from tiny_tags import save_encoder, write_pairs
 
 import qexport
 from qexport.cli import main
-from qexport.serving.report import json_schema
 
 TEXTS = ["the film was good", "", "so very dull a plot", "the film was good"]
 
@@ -50,28 +49,11 @@ def test_student_learned_its_teacher_and_loads_as_an_encoder(trail: Path) -> Non
 
 
 def test_verify_ranks_pairs_and_compares_neighbours(
-    trail: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trail: Path, tmp_path: Path, verified: Callable[..., dict[str, Any]]
 ) -> None:
-    words = [
-        "verify",
-        str(trail / "onnx"),
-        "--eval",
-        str(trail / "dev.tsv"),
-        "--targets",
-        "stock",
-        "--layers",
-        "--no-latency",
-        "--baseline",
-        "none",
-        "--min-agreement",
-        "99.9",
-        "--report",
-        str(tmp_path),
-        "--json",
-    ]
-    assert main(words) == 0
-    report = json.loads(capsys.readouterr().out)
-    jsonschema.validate(report, json_schema())
+    report = verified(
+        trail / "onnx", trail / "dev.tsv", "--targets", "stock", "--layers", "--baseline", "none"
+    )
     assert report["layers"]["first"] is None
     (data,) = report["data"]
     assert (data["kind"], data["item"], data["main_metric"]) == ("embedding", "sentence", "spearman")

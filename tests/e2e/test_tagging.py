@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from tiny_tags import save_encoder, write_conll
 
 import qexport
 from qexport.cli import main
-from qexport.serving.report import json_schema
 
 TEXT = "the film was  good great very bad"
 
@@ -44,25 +42,9 @@ def test_student_finds_entities_and_loads_as_a_token_classifier(trail: Path) -> 
 
 
 def test_verify_counts_words_and_judges_by_entities(
-    trail: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trail: Path, tmp_path: Path, verified: Callable[..., dict[str, Any]]
 ) -> None:
-    words = [
-        "verify",
-        str(trail / "onnx"),
-        "--eval",
-        str(trail / "dev.conll"),
-        "--targets",
-        "stock,reference",
-        "--no-latency",
-        "--min-agreement",
-        "99.9",
-        "--report",
-        str(tmp_path),
-        "--json",
-    ]
-    assert main(words) == 0
-    report = json.loads(capsys.readouterr().out)
-    jsonschema.validate(report, json_schema())
+    report = verified(trail / "onnx", trail / "dev.conll", "--targets", "stock,reference")
     (data,) = report["data"]
     assert (data["kind"], data["item"], data["main_metric"]) == ("tokens", "word", "entity_f1")
     assert data["rows"] == 24 * 6 + 12

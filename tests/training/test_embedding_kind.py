@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from qexport.serving.word_pieces import IGNORED
+from qexport.training.config import TrainConfig
 from qexport.training.kinds import get_kind, kind_of_config
 from qexport.training.kinds.embedding import EMBEDDING, mean_pool
 from qexport.training.kinds.tokens import TOKENS
+from qexport.training.recipes import get_recipe
+from qexport.training.stages import plan_stages
 
 
 def test_mean_pool_leaves_padding_out_and_has_length_1() -> None:
@@ -26,6 +30,20 @@ def test_embedding_loss_is_one_minus_the_mean_cosine() -> None:
     teacher = {"sentence_embedding": torch.tensor([[1.0, 0.0], [0.0, 1.0]])}
     loss = EMBEDDING.logits_loss(student, teacher, features={}, temperature=1.0)
     assert float(loss) == pytest.approx(0.1)
+
+
+def test_embeddings_of_other_widths_are_compared_by_the_cosines_between_sentences() -> None:
+    student = {"sentence_embedding": torch.tensor([[1.0, 0.0], [0.6, 0.8]])}
+    teacher = {"sentence_embedding": torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])}
+    loss = EMBEDDING.logits_loss(student, teacher, features={}, temperature=1.0)
+    assert float(loss) == pytest.approx((0 + 0.6**2 + 0.6**2 + 0) / 4)
+
+
+def test_stages_that_learn_from_labels_only_are_left_out() -> None:
+    config = TrainConfig(method="ghostbert", bits="2-2-8", task="embedding", teacher="t", output=Path("out"))
+    plan = plan_stages(get_recipe("ghostbert"), config)
+    assert [(stage.name, stage.teacher) for stage in plan] == [("ghosts", ""), ("quantised", "ghosts")]
+    assert all(stage.losses.label == 0 for stage in plan)
 
 
 def test_token_losses_leave_padding_and_other_pieces_out() -> None:

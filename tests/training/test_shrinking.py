@@ -51,6 +51,21 @@ def test_student_of_the_teachers_size_is_the_teacher(family: str) -> None:
     assert torch.equal(outputs(student)[0], outputs(teacher)[0])
 
 
+def test_encoder_without_a_pooler_stays_without() -> None:
+    teacher = get_base(model())
+    student = shrink(teacher, size(1, 12, 30, 2), batches)
+    assert getattr(student, "pooler") is None  # noqa: B009
+    assert not any("pooler" in name for name in student.state_dict())
+
+
+def get_base(classifier: PreTrainedModel) -> PreTrainedModel:
+    """The encoder as `--task embedding` loads it."""
+    base = classifier.base_model
+    assert isinstance(base, PreTrainedModel)
+    setattr(base, "pooler", None)  # noqa: B010
+    return base
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_smaller_student_has_the_size_asked_for(family: str) -> None:
     wanted = size(1, 12, 30, 2)

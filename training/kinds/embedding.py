@@ -77,9 +77,15 @@ class Embedding(Kind):
         return (vectors @ vectors.T).square().mean()
 
     def logits_loss(self, student: Named, teacher: Named, *, features: Named, temperature: float) -> Tensor:
-        """1 minus the cosine between the two vectors of a sentence, mean over sentences."""
-        cosine = functional.cosine_similarity(student["sentence_embedding"], teacher["sentence_embedding"])
-        return torch.mean(1.0 - cosine)
+        """1 minus the cosine between the two vectors of a sentence, mean over sentences.
+
+        Vectors of two widths have no cosine: then the cosines between the sentences of a batch are compared,
+        by their mean squared difference (after Tung and Mori 2019).
+        """
+        ours, theirs = student["sentence_embedding"], teacher["sentence_embedding"]
+        if ours.shape != theirs.shape:
+            return functional.mse_loss(ours @ ours.T, theirs @ theirs.T)
+        return torch.mean(1.0 - functional.cosine_similarity(ours, theirs))
 
 
 EMBEDDING = Embedding()
