@@ -52,23 +52,25 @@ def megabytes(value: int | None, digits: int = 0) -> str:
 
 def accuracy_table(teacher: Path, students: list[Path]) -> Iterator[str]:
     names = ("PyTorch", "ONNX, stock ONNX Runtime", "drop against the teacher, points")
-    yield row(
-        "model", "W-E-A", "steps", *names, "same answer as PyTorch", "largest logit difference", "file, MB"
-    )
-    yield row(*["---"] * 9)
+    yield row("model", "W-E-A", "activation scale", "steps", *names, "same answer as PyTorch",
+              "largest logit difference", "file, MB")  # fmt: skip
+    yield row(*["---"] * 10)
     first = read(students[0] / "report" / "report.json")
     size = next((engine["file_bytes"] for engine in first["engines"] if engine["name"] == "fp32"), None)
     steps = read(teacher / "qexport_train.json")["steps"]
     scores = (main_value(first, name) for name in ("teacher", "fp32"))
-    yield row("fp32 teacher", "32-32-32", steps, *scores, "-", "-", "-", megabytes(size, 2))
+    yield row("fp32 teacher", "32-32-32", "-", steps, *scores, "-", "-", "-", megabytes(size, 2))
     for folder in students:
         report = read(folder / "report" / "report.json")
-        steps = read(Path(read(folder / "qexport.json")["source"]["path"]) / "qexport_train.json")["steps"]
+        exported = read(folder / "qexport.json")
+        steps = read(Path(exported["source"]["path"]) / "qexport_train.json")["steps"]
+        scale = exported["quantization"]["activations"]
         model = report["model"]
         scores = (main_value(report, name) for name in ("student", report["main_engine"]))
         agreement, largest = parity(report, "agreement"), parity(report, "max_abs")
-        yield row(model["method"], model["bits"], steps, *scores, drop(report), f"{100 * agreement:.2f} %",
-                  f"{largest:.1e}", megabytes(model["file_bytes"], 2))  # fmt: skip
+        yield row(model["method"], model["bits"], scale, steps, *scores, drop(report),
+                  f"{100 * agreement:.2f} %", f"{largest:.1e}",
+                  megabytes(model["file_bytes"], 2))  # fmt: skip
 
 
 def latency_table(students: list[Path]) -> Iterator[str]:
