@@ -100,13 +100,19 @@ def test_student_keeps_what_its_teacher_knows(
         assert layer.activation.clip == 2.5 and layer.activation.mode == "dynamic-tensor"
 
 
-def test_q8bert_trains_without_a_teacher(reviews: Files, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("as_published", "mode"), [(False, "dynamic-token"), (True, "static")])
+def test_q8bert_trains_without_a_teacher(
+    reviews: Files, tmp_path: Path, as_published: bool, mode: str
+) -> None:
     start = save_model(tmp_path / "start")
-    result = train(config(reviews, tmp_path / "q8", method="q8bert", model=str(start), epochs=6))
+    values = {"method": "q8bert", "model": str(start), "epochs": 6, "as_published": as_published}
+    result = train(config(reviews, tmp_path / "q8", **values))
     assert result.metrics["validation/accuracy"] >= 0.9
     head = qexport.load(tmp_path / "q8").get_submodule("classifier")
     assert isinstance(head, QuantLinear) and head.bits == 8 and head.activation is not None
-    assert float(head.activation.scale) > 0
+    assert head.activation.mode == mode
+    if mode == "static":
+        assert float(head.activation.scale) > 0
 
 
 def test_training_the_same_twice_gives_the_same_weights(reviews: Files, tmp_path: Path) -> None:

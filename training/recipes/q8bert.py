@@ -1,8 +1,9 @@
 """Q8BERT (Zafrir et al. 2019): quantisation-aware fine-tuning without a teacher.
 
-Weights are symmetric, activation scales are moving averages. Query and key are quantised again after their
-projections; probabilities and values stay float; the task layer is quantised. The paper's widths are 8-8-8;
-lower ones run as a baseline (later papers report that they collapse at 2-2-8).
+Weights are symmetric. Activations have a scale per token, with `--as-published` moving averages.
+Query and key are quantised again after their projections; probabilities and values stay float; the task
+layer is quantised. The paper's widths are 8-8-8; lower ones run as a baseline (later papers report that they
+collapse at 2-2-8).
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ Q8BERT = Recipe(
     quant={
         "weight_quantizer": "minmax",
         "granularity": "row",
-        "activations": "static",
+        "activations": "dynamic-token",
         "activation_ema": 0.9999,
         "quantize_probabilities": False,
         "quantize_values": False,
         "quantize_head": True,
     },
-    published={"granularity": "matrix", "embedding_granularity": "matrix"},
+    published={"granularity": "matrix", "embedding_granularity": "matrix", "activations": "static"},
 )
