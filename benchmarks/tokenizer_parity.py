@@ -5,15 +5,17 @@
 FOLDER has a tokenizer.json of BERT. Rows: the evaluation splits of GLUE where --data-dir names them, and
 seeded texts of combining marks, emoji, right-to-left and control characters, long words. A row is equal when
 all token ids and type ids are. Prints a Markdown table, and rows on which onnxruntime-extensions differs.
+Swift has a column where swiftc is on the PATH.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +35,13 @@ from wordpiece_programs import (
     Ids,
     Row,
     compile_c,
+    compile_swift,
     expected,
     glue_texts,
     nasty_texts,
     run_javascript,
     run_records,
+    swift_command,
     write_files,
 )
 
@@ -86,22 +90,27 @@ def main() -> None:
         f"tokenizers {tokenizers.__version__}, onnxruntime-extensions {onnxruntime_extensions.__version__}, "
         f"onnxruntime {onnxruntime.__version__}, Python {platform.python_version()}\n"
     )
-    print("| texts | rows | JavaScript | C | onnxruntime-extensions |\n| --- | --- | --- | --- | --- |")
     session = extensions(words)
     examples: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         write_files(words, work)
         program = compile_c("cc", work, "-O2")
-        command = [str(program), str(work / "vocab.txt"), str(SAMPLES / "unicode.txt")]
+        in_c = [str(program), str(work / "vocab.txt"), str(SAMPLES / "unicode.txt")]
+        columns: dict[str, Callable[[Sequence[Row]], list[Ids]]] = {
+            "JavaScript": lambda rows: run_javascript(find_node(), work, rows),
+            "C": lambda rows: run_records(in_c, rows),
+        }
+        if swiftc := shutil.which("swiftc"):
+            in_swift = swift_command(compile_swift(swiftc, work), work)
+            columns["Swift"] = lambda rows: run_records(in_swift, rows)
+        columns["onnxruntime-extensions"] = lambda rows: run_extensions(session, rows)
+        print(f"| texts | rows | {' | '.join(columns)} |\n| --- | ---{' | ---' * len(columns)} |")
         for name, rows in sets.items():
             wanted = expected(options.folder, options.length, rows)
             counts = []
-            for found in (
-                run_javascript(find_node(), work, rows), run_records(command, rows),
-                run_extensions(session, rows),
-            ):  # fmt: skip
-                equal = [one == other for one, other in zip(found, wanted, strict=True)]
+            for run in columns.values():
+                equal = [one == other for one, other in zip(run(rows), wanted, strict=True)]
                 counts.append(str(sum(equal)))
             different = [row for row, same in zip(rows, equal, strict=True) if not same]
             examples += [f"{name}: {row!r}" for row in different[:2]]

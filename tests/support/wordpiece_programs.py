@@ -16,6 +16,7 @@ from qexport.wordpiece import WordPiece
 
 HERE = Path(__file__).parent / "wordpiece"
 ANDROID = SAMPLES / "android" / "app" / "src" / "main" / "kotlin" / "ai" / "qexport" / "sample"
+SWIFT = SAMPLES / "ios" / "Sources" / "TextClassifier"
 
 Row = tuple[str, str | None]
 """A text and, for a pair, the second one."""
@@ -110,7 +111,7 @@ def compile_c(compiler: str, work: Path, *flags: str) -> Path:
 
 
 def run_records(command: Sequence[str], rows: Sequence[Row]) -> list[Ids]:
-    """A program that reads records (run.c, Run.kt)."""
+    """A program that reads records (run.c, Run.kt, Run.swift)."""
     records = (f"{int(pair is not None)} {text}\0{pair or ''}\0".encode() for text, pair in rows)
     done = subprocess.run(command, input=b"".join(records), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[-1000:]
@@ -135,6 +136,22 @@ def kotlin_command(jar: Path, work: Path) -> list[str]:
     java = shutil.which("java") or "java"
     return [java, "-cp", str(jar), "RunKt", str(work / "flags"), str(work / "vocab.txt"),
             str(SAMPLES / "unicode.txt")]  # fmt: skip
+
+
+def compile_swift(compiler: str, work: Path) -> Path:
+    """WordPiece.swift with a main of its own: checked in the language mode of Swift 6, built in that of 5."""
+    program = work / "run-swift"
+    files = [SWIFT / "WordPiece.swift", HERE / "Run.swift"]
+    checks = [compiler, "-warnings-as-errors", "-parse-as-library", *map(str, files)]
+    for more in (("-swift-version", "6", "-typecheck"), ("-swift-version", "5", "-O", "-o", str(program))):
+        done = subprocess.run([*checks, *more], cwd=work, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return program
+
+
+def swift_command(program: Path, work: Path) -> list[str]:
+    """Run.swift, compiled."""
+    return [str(program), str(work / "settings.json"), str(work / "vocab.txt"), str(SAMPLES / "unicode.txt")]
 
 
 def glue_texts(data_dir: Path) -> dict[str, list[Row]]:

@@ -1,4 +1,4 @@
-"""The samples' own WordPiece, in JavaScript, C and Kotlin, against Hugging Face's tokenizers."""
+"""The samples' own WordPiece, in JavaScript, C, Kotlin and Swift, against Hugging Face's tokenizers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from wordpiece_programs import (
     Row,
     compile_c,
     compile_kotlin,
+    compile_swift,
     expected,
     glue_texts,
     kotlin_command,
     nasty_texts,
     run_javascript,
     run_records,
+    swift_command,
     write_files,
 )
 
@@ -38,6 +40,8 @@ from qexport.wordpiece import WordPiece, read_wordpiece
 
 GLUE = Path(__file__).parents[3].parent / "shared" / "data" / "glue"
 MAX_LENGTH = 32
+BAD_UTF8 = b"0 a \xfffi\xc3ne\xed\xa0\x80 film\xf0\x9f\0\0"
+"""A record whose text is "a fine film" when what is no UTF-8 is dropped."""
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,15 @@ def program(work: Path) -> Path:
     return compile_c(compiler, work, "-O1", *flags)
 
 
+@pytest.fixture(scope="module")
+def swift(work: Path) -> list[str]:
+    """The Swift one."""
+    compiler = shutil.which("swiftc")
+    if compiler is None:
+        missing("there is no Swift compiler: apt-get install swiftlang (Debian 13) or see swift.org")
+    return swift_command(compile_swift(compiler, work), work)
+
+
 def c_command(program: Path, work: Path) -> list[str]:
     return [str(program), str(work / "vocab.txt"), str(SAMPLES / "unicode.txt")]
 
@@ -115,8 +128,7 @@ def test_half_a_surrogate_pair_and_bad_utf8_are_dropped(
 ) -> None:
     (wanted,) = expected(folder, MAX_LENGTH, [("a fine film", None)])
     assert run_javascript(node, work, [("a \ud800fi\udfffne film", None)]) == [wanted]
-    data = b"0 a \xfffi\xc3ne\xed\xa0\x80 film\xf0\x9f\0\0"
-    done = subprocess.run(c_command(program, work), input=data, capture_output=True, check=True)
+    done = subprocess.run(c_command(program, work), input=BAD_UTF8, capture_output=True, check=True)
     assert [int(word) for word in done.stdout.split(b"|")[0].split()] == wanted[0]
 
 
@@ -218,6 +230,23 @@ def test_kotlin_compiles_and_gives_the_ids_of_hugging_face(folder: Path, work: P
     rows = nasty_texts(3000, seed=3)
     command = kotlin_command(compile_kotlin(compiler, work), work)
     assert run_records(command, rows) == expected(folder, MAX_LENGTH, rows)
+
+
+@pytest.mark.slow
+def test_swift_compiles_and_gives_the_ids_of_hugging_face(folder: Path, swift: list[str]) -> None:
+    rows = nasty_texts(3000, seed=4)
+    assert run_records(swift, rows) == expected(folder, MAX_LENGTH, rows)
+    done = subprocess.run(swift, input=BAD_UTF8, capture_output=True, check=True)
+    (wanted,) = expected(folder, MAX_LENGTH, [("a fine film", None)])
+    assert [int(word) for word in done.stdout.split(b"|")[0].split()] == wanted[0]
+
+
+@pytest.mark.slow
+def test_swift_gives_every_text_of_glue_the_ids_of_hugging_face(folder: Path, swift: list[str]) -> None:
+    if not GLUE.is_dir():
+        pytest.skip("GLUE's files are not beside the checkout")
+    for name, rows in glue_texts(GLUE).items():
+        assert run_records(swift, rows) == expected(folder, MAX_LENGTH, rows), name
 
 
 @pytest.mark.slow

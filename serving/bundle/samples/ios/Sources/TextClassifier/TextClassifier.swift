@@ -4,29 +4,37 @@ import Foundation
 import OnnxRuntimeBindings
 
 /// `probability` is nil for a regression model, whose number is `score`.
-public struct Answer {
+public struct Answer: Sendable {
     public let label: String
     public let probability: Double?
     public let score: Float
 }
 
-public enum ClassifierError: Error {
-    /// A file of the folder `model` is missing from the package.
+public enum ClassifierError: Error, CustomStringConvertible {
+    /// This file of the folder `model`, or the folder, is missing from the package.
     case missingFile(String)
     /// The model's tokenizer is not WordPiece: call `classify(ids:)`.
     case noTokenizer
+
+    public var description: String {
+        switch self {
+        case .missingFile(let name): return "\(name) is missing from the package"
+        case .noTokenizer: return "this model's tokenizer is not WordPiece; call classify(ids:)"
+        }
+    }
 }
 
 /// What the sample reads of preprocessing.json.
-private struct About: Decodable {
+private struct About: Decodable, Sendable {
     let kind: String
     let labels: [String]
     let inputs: [String]
     let tokenizer: WordPiece.Settings?
 }
 
-/// Reads its files once; may be used from any thread, and should not be used on the main one.
-public final class TextClassifier {
+/// Reads its files once; may be used from any thread, and should not be used on the main one. (Unchecked: ONNX Runtime's
+/// classes do not say that they are Sendable, but a session may run on several threads at once.)
+public final class TextClassifier: @unchecked Sendable {
     private let about: About
     private let environment: ORTEnv
     private let session: ORTSession
@@ -74,16 +82,15 @@ public final class TextClassifier {
             feeds[name] = try TextClassifier.tensor(rows[name]!)
         }
         let found = try session.run(withInputs: feeds, outputNames: ["logits"], runOptions: nil)
-        let data = try found["logits"]!.tensorData() as Data
-        return answer(data.withUnsafeBytes { Array($0.bindMemory(to: Float.self)) })
+        return answer(try TextClassifier.floats(found["logits"]!))
     }
 
     private func answer(_ logits: [Float]) -> Answer {
         if about.kind == "regression" {
             return Answer(label: "score", probability: nil, score: logits[0])
         }
-        let top = logits.max()!
-        let best = logits.firstIndex(of: top)!
+        let best = logits.indices.max { logits[$0] < logits[$1] }!  // the first one of equals
+        let top = logits[best]
         let sum = logits.reduce(0.0) { $0 + exp(Double($1 - top)) }
         return Answer(label: about.labels[best], probability: 1 / sum, score: top)
     }
@@ -95,6 +102,16 @@ public final class TextClassifier {
             shape: [1, NSNumber(value: row.count)])
     }
 
+    /// A copy: the bytes are those of ONNX Runtime, which frees them together with `value`.
+    private static func floats(_ value: ORTValue) throws -> [Float] {
+        try withExtendedLifetime(value) {
+            let data = try value.tensorData()
+            var row = [Float](repeating: 0, count: data.length / MemoryLayout<Float>.size)
+            row.withUnsafeMutableBytes { data.getBytes($0.baseAddress!, length: $0.count) }
+            return row
+        }
+    }
+
     private static func url(_ name: String) throws -> URL {
         guard let folder = Bundle.module.url(forResource: "model", withExtension: nil) else {
             throw ClassifierError.missingFile("model")
@@ -103,7 +120,8 @@ public final class TextClassifier {
     }
 
     private static func data(_ name: String) throws -> Data {
-        try Data(contentsOf: url(name))
+        guard let found = try? Data(contentsOf: url(name)) else { throw ClassifierError.missingFile(name) }
+        return found
     }
 
     /// Names as they stand in preprocessing.json: a decoder with a key strategy would change them.

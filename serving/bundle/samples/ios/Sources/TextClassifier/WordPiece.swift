@@ -9,7 +9,7 @@ private typealias Code = UInt32
 
 /// The tables of unicode.txt.
 private struct Characters {
-    private struct Ranges {
+    struct Ranges {
         private var firsts: [Code] = []
         private var lasts: [Code] = []
 
@@ -29,7 +29,11 @@ private struct Characters {
         }
     }
 
-    private var ranges: [String: Ranges] = [:]
+    private(set) var drop = Ranges()
+    private(set) var space = Ranges()
+    private(set) var chinese = Ranges()
+    private(set) var mark = Ranges()
+    private(set) var punctuation = Ranges()
     private var order: [Code: Code] = [:]
     private var split: [Code: [Code]] = [:]
     private var lower: [Code: [Code]] = [:]
@@ -48,13 +52,15 @@ private struct Characters {
                 for code in stride(from: numbers[0], through: numbers[1], by: Int(numbers[2])) {
                     lower[code] = [numbers[3] + code - numbers[0]] + numbers.dropFirst(4)
                 }
-            default:
-                ranges[String(words[0]), default: Ranges()].add(numbers[0], numbers[1])
+            case "drop": drop.add(numbers[0], numbers[1])
+            case "space": space.add(numbers[0], numbers[1])
+            case "cjk": chinese.add(numbers[0], numbers[1])
+            case "mark": mark.add(numbers[0], numbers[1])
+            case "punct": punctuation.add(numbers[0], numbers[1])
+            default: break
             }
         }
     }
-
-    func has(_ kind: String, _ code: Code) -> Bool { ranges[kind]?.contains(code) ?? false }
 
     func lowered(_ code: Code) -> [Code] { lower[code] ?? [code] }
 
@@ -85,9 +91,10 @@ private struct Characters {
     }
 }
 
-public final class WordPiece {
+/// Changes nothing after it was made: one object serves any number of threads.
+public final class WordPiece: Sendable {
     /// What preprocessing.json says under "tokenizer".
-    public struct Settings: Decodable {
+    public struct Settings: Decodable, Sendable {
         let lowercase: Bool
         let stripAccents: Bool
         let cleanText: Bool
@@ -104,7 +111,7 @@ public final class WordPiece {
     private let characters: Characters
     private let prefix: [Code]
     private let special: [(name: [Code], id: Int64)]
-    private var ids: [[Code]: Int64] = [:]
+    private let ids: [[Code]: Int64]
 
     /// vocabulary: vocab.txt, one token a line, its id is its line, from 0; characters: unicode.txt.
     public init(settings: Settings, specialTokens: [String: Int64], vocabulary: Data, characters: Data) {
@@ -113,9 +120,11 @@ public final class WordPiece {
         prefix = WordPiece.codes(settings.prefix)
         special = specialTokens.map { (name: WordPiece.codes($0.key), id: $0.value) }
             .sorted { $0.name.count > $1.name.count }
+        var ids: [[Code]: Int64] = [:]
         for (id, line) in vocabulary.split(separator: 10, omittingEmptySubsequences: false).enumerated() {
             ids[WordPiece.codes(String(decoding: line, as: UTF8.self))] = Int64(id)
         }
+        self.ids = ids
     }
 
     /// Ids and type ids of a text or a pair, with [CLS] and [SEP].
@@ -156,10 +165,10 @@ public final class WordPiece {
     private func addWords(_ text: [Code], _ out: inout [Int64]) {
         var word: [Code] = []
         for code in normalize(text) {
-            if characters.has("space", code) {
+            if characters.space.contains(code) {
                 addWord(word, &out)
                 word = []
-            } else if characters.has("punct", code) {
+            } else if characters.punctuation.contains(code) {
                 addWord(word, &out)
                 addWord([code], &out)
                 word = []
@@ -174,14 +183,14 @@ public final class WordPiece {
         let space: Code = 0x20
         var codes = text
         if settings.cleanText {
-            codes = codes.filter { !characters.has("drop", $0) }
-                .map { characters.has("space", $0) ? space : $0 }
+            codes = codes.filter { !characters.drop.contains($0) }
+                .map { characters.space.contains($0) ? space : $0 }
         }
         if settings.chineseChars {
-            codes = codes.flatMap { characters.has("cjk", $0) ? [space, $0, space] : [$0] }
+            codes = codes.flatMap { characters.chinese.contains($0) ? [space, $0, space] : [$0] }
         }
         if settings.stripAccents {
-            codes = characters.decompose(codes).filter { !characters.has("mark", $0) }
+            codes = characters.decompose(codes).filter { !characters.mark.contains($0) }
         }
         if settings.lowercase {
             codes = codes.flatMap { characters.lowered($0) }
