@@ -1,0 +1,44 @@
+"""An ONNX folder of BERT-base with random weights, for measurements of speed and size: neither depends on their values.
+
+    python benchmarks/bert_base.py base [--bits 2-2-8] [--layers 12]
+    qexport bench base --against fp32,int8,openvino
+
+Writes model.onnx and config.json. `qexport bench` makes its FP32 counterpart from config.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from qexport.atomic import atomic_write_bytes
+from qexport.graphs.config import ExportConfig
+from qexport.graphs.export import export_graph
+from qexport.training.quant_config import QuantConfig
+from qexport.training.student import quantize_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--bits", default="2-2-8")
+    parser.add_argument("--layers", type=int, default=12)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(num_hidden_layers=options.layers))
+    quantize_model(model, QuantConfig(method="ternarybert", bits=options.bits))
+    folder: Path = options.output
+    folder.mkdir(parents=True, exist_ok=True)
+    proto, _ = export_graph(model.eval(), ExportConfig(model=folder, output=folder), {})
+    atomic_write_bytes(folder / "model.onnx", proto.SerializeToString(deterministic=True))
+    model.config.save_pretrained(folder)
+    print(f"{folder / 'model.onnx'}: {(folder / 'model.onnx').stat().st_size / 2**20:.2f} MiB")
+
+
+if __name__ == "__main__":
+    main()
