@@ -1,4 +1,4 @@
-"""An ONNX folder of BERT-base with random weights, for measurements of speed and size: neither depends on their values.
+"""An ONNX folder of BERT-base with random weights: speed and size do not depend on their values.
 
     python benchmarks/bert_base.py base [--bits 2-2-8] [--layers 12]
     qexport bench base --against fp32,int8,openvino
