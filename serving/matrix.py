@@ -115,11 +115,10 @@ def _exactness(column: Column) -> str:
         return "reference" if column.rows else "–"
     if column.bit_identical:
         return "bit-identical"
-    return (
-        "same predictions"
-        if column.same == column.rows
-        else f"{column.rows - (column.same or 0)} rows differ"
-    )
+    other = column.rows - (column.same or 0)
+    if not other:
+        return "same predictions"
+    return "1 row differs" if other == 1 else f"{other} rows differ"
 
 
 def _versions(column: Column) -> str:

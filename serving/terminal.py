@@ -111,7 +111,7 @@ def _print_targets(report: Report, out: Console) -> None:
     out.print(_matrix_table(report))
     for target in report.targets:
         for item in target.measures:
-            value = f"{item.value:,.6g} {item.unit}"
+            value = f"{item.value:,.{0 if abs(item.value) >= 1000 else 3}f} {item.unit}"
             out.print(escape(f"{target.target}: {item.name}: {value}"), highlight=False)
         if target.reason:
             colour = {"ran": "cyan", "failed": "red", "missing": "yellow"}[target.status]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from qexport.errors import (
     UnsupportedModelError,
 )
 from qexport.serving import targets
+from qexport.serving.matrix import checks
 from qexport.serving.report import Report, json_schema
 from qexport.serving.session import Session
 from qexport.serving.targets import ALL, Facts, Job, Measure, choose_targets
@@ -95,7 +97,7 @@ class Device:
         return {name: np.full(rounds, 1.0 + index) for index, name in enumerate(jobs)}
 
     def measures(self) -> list[Measure]:
-        return [Measure("instructions per inference", 12345.0, "instructions", "counted")]
+        return [Measure("instructions per inference", 51189839.0, "instructions", "counted")]
 
     def close(self) -> None:
         self.closed += 1
@@ -159,10 +161,13 @@ def test_another_machine_has_a_column_a_clock_and_facts_of_its_own(
     jsonschema.validate(json.loads(report.to_json()), json_schema())
     page, out = report.to_html(), io.StringIO()
     report.print(Console(file=out, width=200))
-    for text in ("device runtime 1.0", "Latency by length on device", "cpu: toy", "no GPU", "instructions"):
+    for text in ("device runtime 1.0", "Latency by length on device", "cpu: toy", "no GPU", "51,189,839 instructions"):
         assert text in page
-    assert "12,345 instructions" in out.getvalue() and "1, device" in out.getvalue()
+    assert "51,189,839 instructions" in out.getvalue() and "1, device" in out.getvalue()
     report.raise_for_gates()
+    told = [checks(report, [dataclasses.replace(column, bit_identical=False, same=same)])["exactness"]
+            for same in (40, 39, 38)]  # fmt: skip
+    assert told == [["same predictions"], ["1 row differs"], ["2 rows differ"]]
 
 
 @pytest.mark.parametrize("dies", ["start", "open", "run 1", "run 7", "time"])
