@@ -161,7 +161,13 @@ def test_another_machine_has_a_column_a_clock_and_facts_of_its_own(
     jsonschema.validate(json.loads(report.to_json()), json_schema())
     page, out = report.to_html(), io.StringIO()
     report.print(Console(file=out, width=200))
-    for text in ("device runtime 1.0", "Latency by length on device", "cpu: toy", "no GPU", "51,189,839 instructions"):
+    for text in (
+        "device runtime 1.0",
+        "Latency by length on device",
+        "cpu: toy",
+        "no GPU",
+        "51,189,839 instructions",
+    ):
         assert text in page
     assert "51,189,839 instructions" in out.getvalue() and "1, device" in out.getvalue()
     report.raise_for_gates()
