@@ -16,6 +16,7 @@ from typing import Any
 
 from qexport import errors
 from qexport.serving.bench.worker import TensorSpec, WorkerSpec
+from qexport.serving.complaints import Complaints
 from qexport.serving.machine import physical_cores
 
 __all__ = ["EngineProcess", "Opened", "State", "empty_model", "pinned"]
@@ -83,15 +84,15 @@ class EngineProcess:
 
     def __init__(self, name: str, spec: WorkerSpec, environment: Mapping[str, str]) -> None:
         self.name, self.spec = name, spec
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process; closed by close()
+        self._complaints = Complaints()
         command = [sys.executable, "-m", "qexport.serving.bench.worker", json.dumps(asdict(spec))]
         try:
             self._child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-                encoding="utf-8", env={**os.environ, **environment},
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints.file,
+                text=True, encoding="utf-8", env={**os.environ, **environment},
             )  # fmt: skip
         except OSError as error:
-            self._log.close()
+            self._complaints.close()
             raise errors.EnvironmentProblem(f"engine {name} did not start ({error})") from error
         try:
             self.opened = Opened(**self._ask("open"))
@@ -116,7 +117,7 @@ class EngineProcess:
         """End the process."""
         self._child.kill()
         self._child.wait()
-        for stream in (self._child.stdin, self._child.stdout, self._log):
+        for stream in (self._child.stdin, self._child.stdout, self._complaints):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
@@ -165,6 +166,5 @@ class EngineProcess:
 
     def _last_words(self) -> str:
         code = self._child.wait()
-        self._log.seek(0)
-        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        lines = self._complaints.text().strip().splitlines()
         return f"exit code {code}, {lines[-1][:300] if lines else 'no message'}"

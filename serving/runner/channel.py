@@ -6,13 +6,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from qexport.errors import MissingToolError
+from qexport.serving.complaints import Complaints
 from qexport.serving.guard import Guard
 
 __all__ = ["Channel", "Ended", "ProcessChannel"]
@@ -65,15 +65,15 @@ class ProcessChannel:
         folders: Sequence[str] = (),
     ) -> None:
         self._guard = Guard(*folders)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `wait` and `kill`
+        self._complaints = Complaints()
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment,
-                start_new_session=True,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=self._complaints.file, env=environment, start_new_session=True,
             )  # fmt: skip
         except FileNotFoundError as error:
             self._guard.release()
-            self._errors.close()
+            self._complaints.close()
             raise MissingToolError(
                 f"there is no program {command[0]}", f"apt-get install {Path(command[0]).name}"
             ) from error
@@ -94,9 +94,8 @@ class ProcessChannel:
                 code = self._process.wait()
             self._guard.release()
             self.stdout.close()
-            self._errors.seek(0)
-            self._ended = Ended(code, self._errors.read().decode("utf-8", "replace"))
-            self._errors.close()
+            self._ended = Ended(code, self._complaints.text())
+            self._complaints.close()
         return self._ended
 
     def kill(self) -> None:

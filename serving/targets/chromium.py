@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qexport.errors import EnvironmentProblem, MissingToolError, TargetLost, UnsupportedModelError
+from qexport.serving.complaints import Complaints
 from qexport.serving.guard import Guard
 
 __all__ = ["Chromium", "WebSocket", "find_chromium"]
@@ -151,14 +152,14 @@ class Chromium:
             dir="/tmp" if os.name == "posix" and len(tempfile.gettempdir()) > 40 else None,
         )  # fmt: skip
         self._guard = Guard(self._profile.name)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the browser; closed by close()
+        self._complaints = Complaints()
         self._socket: WebSocket | None = None
         self._count = 0
         self._session: str | None = None
         command = [path, *_FLAGS, *flags, f"--user-data-dir={self._profile.name}", "about:blank"]
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+                command, stdin=subprocess.DEVNULL, stdout=self._complaints.file, stderr=self._complaints.file,
                 start_new_session=os.name == "posix", env={**os.environ, "TMPDIR": self._profile.name},
             )  # fmt: skip
         except OSError as error:
@@ -197,8 +198,7 @@ class Chromium:
         raise TargetLost(f"it did not open its DevTools port within {_START_SECONDS:.0f} s")
 
     def _said(self) -> str:
-        self._log.seek(0)
-        lines = self._log.read().decode("utf-8", "replace").splitlines()
+        lines = self._complaints.text().splitlines()
         return next((line.strip()[:200] for line in reversed(lines) if "rror" in line or "FATAL" in line), "")
 
     def browser(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -293,5 +293,5 @@ class Chromium:
 
     def _clean(self) -> None:
         self._guard.release()
-        self._log.close()
+        self._complaints.close()
         self._profile.cleanup()

@@ -8,7 +8,6 @@ import os
 import platform
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from queue import Empty, Queue
 from typing import IO, Any
 
 from qexport.errors import EnvironmentProblem, TargetLost, UnsupportedModelError
+from qexport.serving.complaints import Complaints
 from qexport.serving.guard import Guard
 from qexport.serving.targets import npm
 from qexport.serving.targets.protocol import Clock, Facts, Say
@@ -83,16 +83,16 @@ class NodePlace(CommandPlace):
         super().__init__()
         self.modules = modules
         self._guard = Guard()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process; closed by close()
+        self._complaints = Complaints()
         try:
             self._process = subprocess.Popen(
                 [node, str(npm.SCRIPTS / "node_host.mjs"), str(modules)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints.file, text=True,
                 encoding="utf-8", start_new_session=os.name == "posix",
             )  # fmt: skip
         except OSError as error:
             self._guard.release()
-            self._errors.close()
+            self._complaints.close()
             raise EnvironmentProblem(f"{node} does not start ({error}); install Node again") from error
         self._guard.watch(self._process.pid)
         self._answers: Queue[str | None] = Queue()
@@ -132,8 +132,7 @@ class NodePlace(CommandPlace):
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             return "Node closed its output while it was used"
-        self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", "replace").split("\n")
+        lines = self._complaints.text().split("\n")
         said = next((line.strip() for line in lines if "rror" in line), "")
         code = self._process.returncode
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
@@ -170,7 +169,7 @@ class NodePlace(CommandPlace):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
-        self._errors.close()
+        self._complaints.close()
 
 
 TARGET = NodeTarget()

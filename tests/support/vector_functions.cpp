@@ -35,30 +35,18 @@ using namespace plain;
 #endif
 }  // namespace fused
 
-namespace plain {
-F32 exponential_of(F32 x) {
-  F32 one[] = {x};
-  exponential(one);
-  return one[0];
-}
-}  // namespace plain
-#if defined(__AVX2__) || defined(__aarch64__)
-namespace fused {
-F32 exponential_of(F32 x) {
-  F32 one[] = {x};
-  exponential(one);
-  return one[0];
-}
-}  // namespace fused
-#endif
-
-#define FUNCTION(space, name, of)                                                             \
-  extern "C" __attribute__((visibility("default"))) void space##_##name(const float* x, float* y, int64_t count) { \
-    for (int64_t i = 0; i < count; i += space::LANES)                                        \
-      space::store(y + i, space::of(space::load(x + i, count - i)), count - i);               \
+#define FUNCTIONS(space)                                                                                     \
+  extern "C" __attribute__((visibility("default"))) void space##_exp(const float* x, float* y, int64_t count) { \
+    for (int64_t i = 0; i < count; i += space::LANES) {                                                       \
+      space::F32 one[] = {space::load(x + i, count - i)};                                                     \
+      space::exponential(one);                                                                                \
+      space::store(y + i, one[0], count - i);                                                                 \
+    }                                                                                                         \
+  }                                                                                                           \
+  extern "C" __attribute__((visibility("default"))) void space##_erf(const float* x, float* y, int64_t count) { \
+    for (int64_t i = 0; i < count; i += space::LANES)                                                         \
+      space::store(y + i, space::error_function(space::load(x + i, count - i)), count - i);                   \
   }
 
-FUNCTION(plain, exp, exponential_of)
-FUNCTION(plain, erf, error_function)
-FUNCTION(fused, exp, exponential_of)
-FUNCTION(fused, erf, error_function)
+FUNCTIONS(plain)
+FUNCTIONS(fused)

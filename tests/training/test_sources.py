@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from glue import GLUE, needs_glue
 
 from qexport.errors import DataError, EnvironmentProblem, MissingPackageError
 from qexport.training import sources
 from qexport.training.data import load_task_data
 from qexport.training.sources import hold_out
 from qexport.training.tasks import TASKS
-
-GLUE = Path(__file__).parents[2].parent / "shared" / "data" / "glue"
 
 # Two rows of each GLUE task in its own layout, with the ids expected of their labels.
 LAYOUTS: dict[str, tuple[str, str, list[float]]] = {
@@ -171,7 +170,7 @@ OFFICIAL = {
 }
 
 
-@pytest.mark.skipif(not GLUE.is_dir(), reason="GLUE's files are not beside the checkout")
+@needs_glue
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_files_have_the_official_counts(name: str) -> None:
     data = load_task_data(name, data_dir=GLUE)

@@ -41,7 +41,7 @@ class Encoder:
         """As transformers' AutoModel."""
         model: PreTrainedModel = AutoModel.from_pretrained(*args, **kwargs)
         if getattr(model, "pooler", None) is not None:
-            setattr(model, "pooler", None)  # noqa: B010
+            model.register_module("pooler", None)
         return model
 
 

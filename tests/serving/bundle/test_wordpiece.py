@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from glue import GLUE, needs_glue
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from required import missing
@@ -38,7 +39,6 @@ from qexport.serving.bundle.contents import SAMPLES
 from qexport.serving.targets.npm import find_node
 from qexport.wordpiece import WordPiece, read_wordpiece
 
-GLUE = Path(__file__).parents[3].parent / "shared" / "data" / "glue"
 MAX_LENGTH = 32
 BAD_UTF8 = b"0 a \xfffi\xc3ne\xed\xa0\x80 film\xf0\x9f\0\0"
 """A record whose text is "a fine film" when what is no UTF-8 is dropped."""
@@ -241,20 +241,18 @@ def test_swift_compiles_and_gives_the_ids_of_hugging_face(folder: Path, swift: l
     assert [int(word) for word in done.stdout.split(b"|")[0].split()] == wanted[0]
 
 
+@needs_glue
 @pytest.mark.slow
 def test_swift_gives_every_text_of_glue_the_ids_of_hugging_face(folder: Path, swift: list[str]) -> None:
-    if not GLUE.is_dir():
-        pytest.skip("GLUE's files are not beside the checkout")
     for name, rows in glue_texts(GLUE).items():
         assert run_records(swift, rows) == expected(folder, MAX_LENGTH, rows), name
 
 
+@needs_glue
 @pytest.mark.slow
 def test_every_text_of_glue_gets_the_ids_of_hugging_face(
     folder: Path, work: Path, node: str, program: Path
 ) -> None:
-    if not GLUE.is_dir():
-        pytest.skip("GLUE's files are not beside the checkout")
     for name, rows in glue_texts(GLUE).items():
         wanted = expected(folder, MAX_LENGTH, rows)
         assert run_javascript(node, work, rows) == wanted, name

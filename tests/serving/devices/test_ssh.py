@@ -252,7 +252,7 @@ def test_ctrl_c_keeps_what_was_finished_and_leaves_nothing(
     def start(self: SshConnection, command: str) -> ProcessChannel:
         channel = plain_start(self, command)
         if command.startswith("cat > "):
-            channel.stdin = Stdin(channel.stdin)  # type: ignore[assignment]
+            monkeypatch.setattr(channel, "stdin", Stdin(channel.stdin))
         return channel
 
     if moment == "copies":
