@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
-from qexport.errors import MissingToolError
+from qexport.errors import EnvironmentProblem, MissingToolError
 from qexport.serving.complaints import Complaints
 from qexport.serving.guard import Guard
 
@@ -55,6 +55,7 @@ class ProcessChannel:
         folders: removed when this process is killed while the child runs.
     Raises:
         MissingToolError: there is no such program.
+        EnvironmentProblem: it cannot be started.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class ProcessChannel:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=self._complaints.file, env=environment, start_new_session=True,
             )  # fmt: skip
-        except FileNotFoundError as error:
+        except OSError as error:
             self._guard.release()
             self._complaints.close()
-            raise MissingToolError(
-                f"there is no program {command[0]}", f"apt-get install {Path(command[0]).name}"
-            ) from error
+            if isinstance(error, FileNotFoundError):
+                raise MissingToolError(
+                    f"there is no program {command[0]}", f"apt-get install {Path(command[0]).name}"
+                ) from error
+            raise EnvironmentProblem(f"{command[0]} does not start ({error}); install it again") from error
         self._guard.watch(self._process.pid)
         self.stdin = cast(BinaryIO, self._process.stdin)
         self.stdout = cast(BinaryIO, self._process.stdout)

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from required import missing
 
-from qexport.errors import EnvironmentProblem, QexportError, TargetLost, UnsupportedModelError
+from qexport.errors import (
+    EnvironmentProblem,
+    MissingToolError,
+    QexportError,
+    TargetLost,
+    UnsupportedModelError,
+)
 from qexport.serving.kernels import crossbuild
 from qexport.serving.kernels.binary import read_binary
 from qexport.serving.runner import build, python_runner
@@ -117,6 +123,14 @@ def test_a_runner_that_does_not_start_is_one_sentence(
 ) -> None:
     with pytest.raises(error, match=said):
         RunnerClient(ProcessChannel(["sh", "-c", script]), "box")
+
+
+def test_a_program_that_cannot_be_started_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(MissingToolError, match=r"there is no program .*absent"):
+        ProcessChannel([str(tmp_path / "absent")])
+    (tmp_path / "plain").write_text("no program")
+    with pytest.raises(EnvironmentProblem, match=r"plain does not start \(.*ermission denied"):
+        ProcessChannel([str(tmp_path / "plain")])
 
 
 def test_a_stream_holds_every_type_and_shape() -> None:
