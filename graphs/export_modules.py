@@ -16,6 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from qexport.errors import UnsupportedModelError
 from qexport.graphs.rewrites import EXPORT_DOMAIN
+from qexport.training.exact import ExactGELU, ExactLayerNorm
 from qexport.training.ghosts import GhostLinear
 from qexport.training.kinds import Kind
 from qexport.training.quantizers import ActivationQuantizer
@@ -32,6 +33,8 @@ __all__ = [
     "ExportWrapper",
     "TwinAttention",
     "TwinEmbedding",
+    "TwinGELU",
+    "TwinLayerNorm",
     "TwinLinear",
     "export_attention",
     "replace_by_twins",
@@ -155,6 +158,27 @@ class TwinAttention(nn.Module):
         return _emit("QuantAttention", (query, key, value, mask, *scales), attributes, query.shape)
 
 
+class TwinGELU(nn.Module):
+    """Stands for an ExactGELU: float32 [...] -> float32 [...]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Emit `qexport::Gelu`."""
+        return _emit("Gelu", (input,), {}, input.shape)
+
+
+class TwinLayerNorm(nn.Module):
+    """Stands for an ExactLayerNorm: float32 [..., K] -> float32 [..., K]."""
+
+    def __init__(self, norm: ExactLayerNorm) -> None:
+        """Take weight and bias over."""
+        super().__init__()
+        self.weight, self.bias, self.epsilon = norm.weight, norm.bias, norm.eps
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Emit `qexport::LayerNorm`."""
+        return _emit("LayerNorm", (input, self.weight, self.bias), {"epsilon": self.epsilon}, input.shape)
+
+
 def export_attention(
     module: nn.Module,
     query: Tensor,
@@ -197,6 +221,7 @@ def replace_by_twins(model: PreTrainedModel) -> dict[str, TwinLinear | TwinEmbed
     """Put a twin in place of every quantised module of `model`, in place; the twins by module path.
 
     A float model has none: only its attention function changes, and kernels of ghosts are computed for good.
+    GELU and LayerNorm of a student that quantises activations get twins too, which are not counted.
     """
     twins: dict[str, TwinLinear | TwinEmbedding | TwinAttention] = {}
     for name, module in quantized_modules(model).items():
@@ -209,9 +234,13 @@ def replace_by_twins(model: PreTrainedModel) -> dict[str, TwinLinear | TwinEmbed
             twin = TwinAttention(name, module)
         model.set_submodule(name, twin)
         twins[name] = twin
-    for part in model.modules():
+    for name, part in list(model.named_modules()):
         if isinstance(part, GhostLinear):
             part.fold()
+        elif isinstance(part, ExactLayerNorm):
+            model.set_submodule(name, TwinLayerNorm(part))
+        elif isinstance(part, ExactGELU):
+            model.set_submodule(name, TwinGELU())
     model.set_attn_implementation(EXPORT_ATTENTION)
     return twins
 

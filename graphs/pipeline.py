@@ -33,6 +33,7 @@ from qexport.graphs.rewrites import (
     fuse_layer_norm,
     lower_attention,
     lower_embedding,
+    lower_exact,
     lower_linear,
     lower_linear_weight_only,
     merge_heads,
@@ -51,7 +52,12 @@ _SMALL = 4096  # elements; constants up to here may share one initializer, the d
 _PARAMETERS = (".weight", ".bias", ".scale")  # endings of the names of parameters of modules
 _FOLD_LIMIT = 1024  # elements; larger constants are never computed in advance, so packed weights stay packed
 _UNNAMED = frozenset({**QUANTIZERS, **FUSED})  # operators that stand for no quantised module
-_LAYER_NORMS = {"LayerNormalization": 1, "AddLayerNormQuantizePerToken": 2, "AddLayerNormQuantizeLinear": 2}
+_LAYER_NORMS = {
+    "LayerNormalization": 1,
+    "LayerNorm": 1,
+    "AddLayerNormQuantizePerToken": 2,
+    "AddLayerNormQuantizeLinear": 2,
+}
 """Operators whose first output is that of a LayerNorm, and which input its weight is."""
 _ROUNDS = 4  # a pass that still changes something after so many rounds is broken
 
@@ -189,6 +195,7 @@ PASSES = (
     Pass("reorder-gelu", _rules(reorder_gelu.rules)),
     Pass("fuse-gelu", _rules(fuse_gelu.rules)),
     Pass("fuse-layer-norm", _rules(fuse_layer_norm.rules)),
+    Pass("lower-exact", _rules(lower_exact.rules)),
     Pass("drop-unused", _ir_pass(common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass())),
     Pass("drop-metadata", _ir_pass(common.ClearMetadataAndDocStringPass())),
     Pass("shorten-names", _shorten_names),
@@ -227,7 +234,7 @@ def _reason(model: ir.Model, node: ir.Node) -> str:
     """Why the rules for this kind of node did not match: the failure that a check reported."""
     weight_only = node.attributes.get_string("act", "") == "none"
     linear = lower_linear_weight_only if weight_only else lower_linear
-    tables = (linear, lower_embedding, lower_attention)
+    tables = (linear, lower_embedding, lower_attention, lower_exact)
     tracer = MatchingTracer()
     for table in tables:
         table.rules.apply_to_model(model, tracer=tracer)

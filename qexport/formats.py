@@ -12,8 +12,12 @@ from qexport.errors import UsageError
 
 __all__ = [
     "ACTIVATION_MODES",
+    "GELU_INPUT_STEPS",
+    "GELU_OUTPUT_STEPS",
     "GRANULARITIES",
     "INITIAL_STEPS",
+    "LARGEST_POWER",
+    "SCORE_STEPS",
     "TERNARY_SOLVERS",
     "Bits",
     "max_code",
@@ -31,6 +35,23 @@ INITIAL_STEPS = ("truncation", "mean")
 
 TERNARY_SOLVERS = ("alternating", "exact")
 """How loss-aware ternarisation finds codes and scale: approximately in a few rounds, or exactly by a sort."""
+
+SCORE_STEPS = 256
+"""Attention scores are rounded to 1 / SCORE_STEPS before the exponential of softmax is taken."""
+
+LARGEST_POWER = 1117
+"""The exponentials of a softmax are whole numbers from 0 to this one, which the largest score gets.
+
+Their sum is then the same in any order. For every whole j, LARGEST_POWER * exp(-j / SCORE_STEPS) is at least
+7.7e-6 of itself away from where it would round to another number: fifty times the error of a float32 exp.
+"""
+
+GELU_INPUT_STEPS, GELU_OUTPUT_STEPS = 128, 256
+"""GELU takes multiples of 1 / GELU_INPUT_STEPS and gives multiples of 1 / GELU_OUTPUT_STEPS.
+
+No value of the first grid has a GELU so close to the middle between two of the second that the error of a
+float32 erf (5e-7) could decide.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 In training mode the modules fake-quantise (floats on the quantised grid, straight-through gradients). In
 evaluation mode they compute with whole numbers, exactly as the exported ONNX operators do: a product is a
-sum of integers, held in float32 while it stays below 2**24 and in int32 beyond. PyTorch and ONNX Runtime
-then differ only in LayerNorm, softmax, GELU and the float head.
+sum of integers, held in float32 while it stays below 2**24 and in int32 beyond, and softmax, GELU and
+LayerNorm are those of `qexport.training.exact`. PyTorch and ONNX Runtime then give the same bits up to the
+pooler's tanh and the float head.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from qexport.errors import UnsupportedModelError
 from qexport.formats import max_code
+from qexport.training.exact import exact_softmax, use_exact
 from qexport.training.ghosts import add_ghosts, has_ghosts
 from qexport.training.quant_config import QuantConfig
 from qexport.training.quantizers import (
@@ -233,7 +235,7 @@ class QuantLinear(_QuantWeight, nn.Linear):
         if self.activation is None:
             return functional.linear(input, codes * scale.unsqueeze(-1), self.bias)
         a, a_scale = self.activation.codes(input)
-        y = integer_matmul(a, codes, self.activation.top * max_code(self.bits)) * (a_scale * scale)
+        y = integer_matmul(a, codes, self.activation.top * max_code(self.bits)) * scale * a_scale
         return y if self.bias is None else y + self.bias
 
 
@@ -356,12 +358,15 @@ def qexport_attention(
     elif integer:
         (q, q_scale), (k, k_scale) = sites.query.codes(query), sites.key.codes(key)
         k_row = k_scale.transpose(-1, -2) if k_scale.dim() else k_scale
-        scores = integer_matmul(q, k, sites.query.top * sites.key.top) * ((q_scale * scaling) * k_row)
+        scores = integer_matmul(q, k, sites.query.top * sites.key.top) * k_row * (q_scale * scaling)
     else:
         scores = (sites.query(query) @ sites.key(key).transpose(-1, -2)) * scaling
     if attention_mask is not None:
         scores = scores + torch.where(attention_mask, 0.0, MASKED_SCORE)
-    probabilities = functional.softmax(scores, dim=-1, dtype=torch.float32)
+    if integer:
+        probabilities = exact_softmax(scores)
+    else:
+        probabilities = functional.softmax(scores, dim=-1, dtype=torch.float32)
     if dropout:
         probabilities = functional.dropout(probabilities, p=dropout, training=module.training)
     if sites is None or sites.probabilities is None or sites.value is None:
@@ -472,6 +477,8 @@ def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMod
         split_student(model, config)
     if config.learns_activations:
         share_thresholds(model)
+    if bits.activation != 32:
+        use_exact(model)
     model.set_attn_implementation(ATTENTION_NAME)
     model.config.quantization_config = config.to_dict()
     return model

@@ -1,8 +1,13 @@
 """`QuantizedAttention` and its variants: int8 QK^T, mask, softmax, int8 PV.
 
-    scores = float(sum qq * kq) * ((s_q * scaling) * s_k^T) + (mask ? 0 : -10000)
-    p = softmax(scores);  q_p = round_half_even(p / s_p) in 0..127
+    scores = (float(sum qq * kq) * s_k^T) * (s_q * scaling) + (mask ? 0 : -10000)
+    e = round_half_even(1117 exp(round_half_even(256 (scores - max scores)) / 256));  p = e / sum e
+    q_p = round_half_even(p / s_p) in 0..127
     Y = float(sum q_p * v_q) * (s_p * s_v)
+
+Each step is rounded to float32. e holds whole numbers, so its sum has no order, and no whole number of 256ths
+has an exponential so close to a tie that another library's exp would round it to another e: every engine
+gets the same bits (qexport.formats).
 
 q, k, v and Y are float32 [B, S, H * D], the heads side by side as a linear layer writes them; the sums above
 run inside one head. mask is bool [B, 1, 1, S], true for a token that is kept. A function body cannot look at
@@ -27,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from qexport.formats import LARGEST_POWER, SCORE_STEPS
 from qexport.graphs.operators.body import Body, Operator
 from qexport.graphs.operators.matmul import integer_product
 from qexport.graphs.operators.quantize import (
@@ -134,22 +140,43 @@ def _probabilities(body: Body, p: str, activation: str, bounded: bool) -> tuple[
     return body.node("Clip", codes, body.constant(0, np.uint8), body.constant(127, np.uint8)), "p_scale"
 
 
+def _softmax(body: Body, steps: str) -> str:
+    """Probabilities float32 [B, H, S, S] of scores that are given in steps of 1 / SCORE_STEPS."""
+    below = body.node("Sub", steps, body.reduce("ReduceMax", steps, [-1], keepdims=True))
+    exponent = body.node("Mul", body.node("Round", below), body.constant(1 / SCORE_STEPS, np.float32))
+    power = body.node("Mul", body.node("Exp", exponent), body.constant(LARGEST_POWER, np.float32))
+    whole = body.node("Round", power)
+    total = body.node("ReduceSum", whole, body.constant([-1], np.int64), keepdims=1)
+    return body.node("Div", whole, total)
+
+
+def softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Softmax over the last axis, from scores rounded to steps and with whole exponentials."""
+    steps = np.rint((scores - scores.max(axis=-1, keepdims=True)) * np.float32(SCORE_STEPS))
+    power = np.rint(np.exp(steps / np.float32(SCORE_STEPS)) * np.float32(LARGEST_POWER))
+    return np.asarray(power / power.sum(axis=-1, keepdims=True, dtype=np.float32))
+
+
 def _build(body: Body, activation: str, quantize_pv: bool, bounded: bool) -> None:
     per_token = activation == "dynamic-token"
     heads = _heads(body)
     q, q_scale = _site(body, heads[0], activation, "q_scale", bounded)
     k, k_scale = _site(body, heads[1], activation, "k_scale", bounded)
     last, second_last = body.constant([-1], np.int64), body.constant([-2], np.int64)
-    zero = body.constant(ZERO_POINT, np.uint8)
+    zero, steps = body.constant(ZERO_POINT, np.uint8), body.constant(SCORE_STEPS, np.float32)
     acc = body.node("MatMulInteger", q, body.node("Transpose", k, perm=[0, 1, 3, 2]), zero, zero)
-    scaled = body.node("Mul", q_scale, body.number("scaling"))
+    # Scores are kept in steps of 1 / SCORE_STEPS: a power of two, so that no rounding comes in by it.
+    scaled = body.node("Mul", body.node("Mul", q_scale, body.number("scaling")), steps)
     if per_token:
         scaled, k_scale = body.node("Unsqueeze", scaled, last), body.node("Unsqueeze", k_scale, second_last)
-    product = body.node("Mul", scaled, k_scale)
-    scores = body.node("Mul", body.node("Cast", acc, to=onnx.TensorProto.FLOAT), product)
+    # one scale after the other: ONNX Runtime would fuse a product by both, and round in another order
+    by_key = body.node("Mul", body.node("Cast", acc, to=onnx.TensorProto.FLOAT), k_scale)
+    scores = body.node("Mul", by_key, scaled)
     # subtracted, not added: ONNX Runtime would take an addition of [1, 1, 1, S] for a bias, see matmul.py
-    drop = body.node("Where", "mask", body.constant(0, np.float32), body.constant(-MASKED, np.float32))
-    p = body.node("Softmax", body.node("Sub", scores, drop), axis=-1)
+    drop = body.node(
+        "Where", "mask", body.constant(0, np.float32), body.constant(-MASKED * SCORE_STEPS, np.float32)
+    )
+    p = _softmax(body, body.node("Sub", scores, drop))
     if quantize_pv:
         codes, p_scale = _probabilities(body, p, activation, bounded)
         values, v_scale = _values(body, heads[2], activation, bounded)
@@ -199,10 +226,9 @@ def _reference(
     keys = symmetric_codes(k, k_scale, top).swapaxes(-1, -2)
     acc = integer_product(symmetric_codes(q, q_scale, top), keys)
     across = k_scale.swapaxes(-1, -2) if k_scale.ndim else k_scale
-    scores = acc.astype(np.float32) * ((q_scale * np.float32(scaling)) * across)
+    scores = acc.astype(np.float32) * across * (q_scale * np.float32(scaling))
     scores = scores + np.where(mask, np.float32(0), np.float32(MASKED))
-    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    p = powers / powers.sum(axis=-1, keepdims=True)
+    p = softmax(scores)
     if not quantize_pv:
         return (_join(np.matmul(p, v)),)
     p_scale = scale(p, 2, 0.0)

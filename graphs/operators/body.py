@@ -18,7 +18,7 @@ __all__ = ["DOMAIN", "MAX_OPSET", "MIN_OPSET", "VERSION", "Body", "Operator"]
 DOMAIN = "ai.qexport"
 """Operator domain of every function."""
 
-VERSION = 1
+VERSION = 2
 """Version of the operator set; bodies may get faster within a version, results may not change."""
 
 MIN_OPSET = 17
@@ -126,7 +126,7 @@ class Body:
         return output
 
     def reduce(self, op_type: str, x: str, axes: Sequence[int] | None, *, keepdims: bool) -> str:
-        """ReduceMax or ReduceMin, over all axes for None.
+        """ReduceMax, ReduceMin or ReduceMean, over all axes for None.
 
         The axes are an attribute before opset 18 and an input from then on.
         """

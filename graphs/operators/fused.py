@@ -1,14 +1,18 @@
-"""GELU, and addition with LayerNorm, each with the quantisation that follows: one pass over the activation.
+"""GELU and LayerNorm, alone and in one pass with the quantisation that follows.
 
-    GeluQuantize*           y = x * (1 + erf(x / sqrt 2)) * 0.5
-    AddLayerNormQuantize*   z = x + residual;  y = (z - mean z) / sqrt(var z + epsilon) * gamma + beta
+    Gelu, GeluQuantize*     h = round_half_even(128 x)
+                            y = round_half_even(h * (1 + erf(h / (128 sqrt 2)))) / 256
+    AddLayerNormQuantize*   z = x + residual;  m = mean z;  r = 1 / sqrt(mean (z - m)^2 + epsilon)
+    LayerNorm               the same with z = x
+                            y = (z - m) * r * gamma + beta
 
     ...PerToken             (q, scale) = QuantizePerToken(y)
     ...Linear               q = clip(round_half_even(y / scale), -127, 127) + 128, scale an input
 
-The mean and the variance are over the last axis. Factors of GELU stand in the order that ONNX Runtime fuses,
-see graphs/rewrites/reorder_gelu.py. erf, and the order of the sums in LayerNorm, differ between runtimes in
-the last bits, so a value that lies between two codes may take either.
+The mean and the variance are over the last axis. m and r are found in float64 and rounded to float32 once,
+every other step is rounded to float32. So all engines agree on y: GELU takes and gives values of a grid on
+which no erf of float32 quality can round to a neighbour (qexport.formats), and float64 leaves the order of a
+sum about one chance in 10^8 to show in m or r.
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
+from qexport.formats import GELU_INPUT_STEPS, GELU_OUTPUT_STEPS
 from qexport.graphs.operators.body import Body, Operator
 from qexport.graphs.operators.quantize import (
     ZERO_POINT,
@@ -28,25 +34,44 @@ from qexport.graphs.operators.quantize import (
     symmetric_codes,
 )
 
-__all__ = ["FUSED", "ROOT_OF_TWO"]
+__all__ = ["FUSED", "gelu", "layer_norm"]
 
-ROOT_OF_TWO = np.float32(np.sqrt(2))
-"""What GELU divides by."""
+ERF_FACTOR = np.float32(1 / (GELU_INPUT_STEPS * math.sqrt(2)))
+"""From steps of GELU's input to the argument of erf."""
 
 Floats = npt.NDArray[np.float32]
 
 
-def _gelu(body: Body) -> str:
-    scaled = body.node("Div", "x", body.constant(ROOT_OF_TWO, np.float32))
-    shifted = body.node("Add", body.node("Erf", scaled), body.constant(1, np.float32))
-    return body.node("Mul", body.node("Mul", "x", shifted), body.constant(0.5, np.float32))
+def _gelu(body: Body, output: str = "") -> str:
+    # h * (1 + erf) is GELU in steps of the output, since these are twice as many as those of the input
+    h = body.node("Round", body.node("Mul", "x", body.constant(GELU_INPUT_STEPS, np.float32)))
+    erf = body.node("Erf", body.node("Mul", h, body.constant(ERF_FACTOR, np.float32)))
+    steps = body.node("Mul", h, body.node("Add", erf, body.constant(1, np.float32)))
+    step = body.constant(1 / GELU_OUTPUT_STEPS, np.float32)
+    return body.node("Mul", body.node("Round", steps), step, output=output)
+
+
+def _layer_norm(body: Body, x: str) -> str:
+    def to(x: str, kind: int) -> str:
+        return body.node("Cast", x, to=kind)
+
+    def mean(x: str) -> str:
+        return body.reduce("ReduceMean", x, [-1], keepdims=True)
+
+    wide = to(x, onnx.TensorProto.DOUBLE)
+    middle = mean(wide)
+    distance = body.node("Sub", wide, middle)
+    variance = mean(body.node("Mul", distance, distance))
+    epsilon = to(body.number("epsilon"), onnx.TensorProto.DOUBLE)
+    deviation = body.node("Sqrt", body.node("Add", variance, epsilon))
+    factor = to(body.node("Reciprocal", deviation), onnx.TensorProto.FLOAT)
+    centred = body.node("Sub", x, to(middle, onnx.TensorProto.FLOAT))
+    scaled = body.node("Mul", body.node("Mul", centred, factor), "gamma")
+    return body.node("Add", scaled, "beta", output="y")
 
 
 def _add_layer_norm(body: Body) -> str:
-    total = body.node("Add", "x", "residual")
-    y = body.node("LayerNormalization", total, "gamma", "beta", output="y", axis=-1)
-    body.forward_number("epsilon")
-    return y
+    return _layer_norm(body, body.node("Add", "x", "residual"))
 
 
 def _quantize_per_token(body: Body, y: str) -> None:
@@ -57,6 +82,14 @@ def _quantize_per_token(body: Body, y: str) -> None:
 
 def _quantize_linear(body: Body, y: str) -> None:
     body.node("Identity", codes_of_scalar(body, y, "scale"), output="q")
+
+
+def _build_gelu(body: Body) -> None:
+    _gelu(body, "y")
+
+
+def _build_layer_norm(body: Body) -> None:
+    _layer_norm(body, "x")
 
 
 def _build_gelu_per_token(body: Body) -> None:
@@ -76,18 +109,19 @@ def _build_layer_norm_linear(body: Body) -> None:
 
 
 def gelu(x: Floats) -> Floats:
-    """GELU in float32, with the erf of the C library."""
-    scaled = x / ROOT_OF_TWO
-    values = np.array([math.erf(value) for value in scaled.ravel().tolist()], np.float32)
-    return np.asarray(x * (values.reshape(x.shape) + np.float32(1)) * np.float32(0.5))
+    """GELU from grid to grid, with the erf of the C library."""
+    h = np.rint(x * np.float32(GELU_INPUT_STEPS))
+    erf = np.array([math.erf(value) for value in (h * ERF_FACTOR).ravel().tolist()], np.float32)
+    return np.asarray(np.rint(h * (erf.reshape(x.shape) + np.float32(1))) / np.float32(GELU_OUTPUT_STEPS))
 
 
-def add_layer_norm(x: Floats, residual: Floats, gamma: Floats, beta: Floats, epsilon: float) -> Floats:
-    """LayerNorm of x + residual over the last axis, each step in float32."""
-    total = x + residual
-    centred = total - total.mean(axis=-1, keepdims=True, dtype=np.float32)
-    variance = np.square(centred).mean(axis=-1, keepdims=True, dtype=np.float32)
-    return np.asarray(centred / np.sqrt(variance + np.float32(epsilon)) * gamma + beta)
+def layer_norm(x: Floats, gamma: Floats, beta: Floats, epsilon: float) -> Floats:
+    """LayerNorm over the last axis; the two numbers of a row in float64, the rest in float32."""
+    wide = x.astype(np.float64)
+    middle = wide.mean(axis=-1, keepdims=True)
+    variance = np.square(wide - middle).mean(axis=-1, keepdims=True)
+    factor = (1 / np.sqrt(variance + np.float64(np.float32(epsilon)))).astype(np.float32)
+    return np.asarray((x - middle.astype(np.float32)) * factor * gamma + beta)
 
 
 def _per_token(y: Floats, clip: float) -> tuple[npt.NDArray[np.uint8], Floats]:
@@ -110,18 +144,28 @@ def _reference_gelu_linear(x: Floats, scale: Floats) -> tuple[npt.NDArray[Any], 
 def _reference_layer_norm_per_token(
     x: Floats, residual: Floats, gamma: Floats, beta: Floats, *, epsilon: float, clip: float
 ) -> tuple[npt.NDArray[Any], ...]:
-    y = add_layer_norm(x, residual, gamma, beta, epsilon)
+    y = layer_norm(x + residual, gamma, beta, epsilon)
     return (y, *_per_token(y, clip))
 
 
 def _reference_layer_norm_linear(
     x: Floats, residual: Floats, gamma: Floats, beta: Floats, scale: Floats, *, epsilon: float
 ) -> tuple[npt.NDArray[Any], ...]:
-    y = add_layer_norm(x, residual, gamma, beta, epsilon)
+    y = layer_norm(x + residual, gamma, beta, epsilon)
     return (y, _linear(y, scale))
 
 
-_GELU = "y = 0.5 x (1 + erf(x / sqrt 2)), x float32 [..., K]"
+def _reference_gelu(x: Floats) -> tuple[npt.NDArray[Any], ...]:
+    return (gelu(x),)
+
+
+def _reference_layer_norm(
+    x: Floats, gamma: Floats, beta: Floats, *, epsilon: float
+) -> tuple[npt.NDArray[Any], ...]:
+    return (layer_norm(x, gamma, beta, epsilon),)
+
+
+_GELU = "y = GELU(x) from multiples of 1/128 to multiples of 1/256, x float32 [..., K]"
 _NORM = (
     "y = LayerNorm(x + residual) over the last axis with gamma and beta [K]; x float32 [..., K], residual of "
     "the same shape, or [1, S, K] for x [B, S, K]"
@@ -132,6 +176,16 @@ _LINEAR = "q uint8 = clip(round_half_even(y / scale), -127, 127) + 128, scale fl
 FUSED = {
     operator.name: operator
     for operator in (
+        Operator("Gelu", ("x",), ("y",), (), _build_gelu, _reference_gelu, f"{_GELU}."),
+        Operator(
+            "LayerNorm",
+            ("x", "gamma", "beta"),
+            ("y",),
+            ("epsilon",),
+            _build_layer_norm,
+            _reference_layer_norm,
+            "y = LayerNorm(x) over the last axis with gamma and beta [K]; x float32 [..., K].",
+        ),
         Operator(
             "GeluQuantizePerToken",
             ("x",),
@@ -170,4 +224,4 @@ FUSED = {
         ),
     )
 }
-"""GeluQuantizePerToken, GeluQuantizeLinear, AddLayerNormQuantizePerToken, AddLayerNormQuantizeLinear."""
+"""Gelu, GeluQuantizePerToken, GeluQuantizeLinear; LayerNorm, AddLayerNormQuantizePerToken, ...Linear."""

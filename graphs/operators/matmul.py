@@ -1,14 +1,15 @@
 """`TernaryMatMul` and its siblings: an integer matrix product with a packed low-bit weight.
 
     acc[..., n] = sum_k (A[..., k] - a_zero_point) * W[n, k]                     int32, exact
-    Y[..., n] = float(acc[..., n]) * (a_scale * b_scale[n]) + bias[n]            float32, each step rounded
+    Y[..., n] = (float(acc[..., n]) * b_scale[n]) * a_scale + bias[n]            float32, each step rounded
 
 On x86 without VNNI a product of uint8 by int8 adds two products in 16 bits and saturates unless |W| <= 64, so
 weights of 8 bits go in as uint8 with zero point 128, and all narrower ones as int8.
 
-The bias is added as the subtraction of -bias, which is the same number. ONNX Runtime fuses a product that is
-followed by an addition to one MatMulIntegerToFloat node, and that node multiplies the bias by a_scale too
-when there is a scale for each token: wrong results, versions 1.16 to 1.32. It leaves a subtraction alone.
+One scale is multiplied in after the other, not their product: ONNX Runtime fuses a product by
+a_scale * b_scale to one MatMulIntegerToFloat node, which rounds in another order than was written. The bias
+is added as the subtraction of -bias, which is the same number: that node would multiply the bias by a_scale
+too when there is a scale for each token (versions 1.16 to 1.32), and no fusion looks for a subtraction.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def _build(body: Body, bits: int) -> None:
     else:
         weight = body.node("Transpose", decode(body, "B", bits, np.int8), perm=[1, 0])
         acc = body.node("MatMulInteger", "A", weight, "a_zero_point")
-    scale = body.node("Mul", "a_scale", "b_scale")
-    product = body.node("Mul", body.node("Cast", acc, to=onnx.TensorProto.FLOAT), scale)
+    by_row = body.node("Mul", body.node("Cast", acc, to=onnx.TensorProto.FLOAT), "b_scale")
+    product = body.node("Mul", by_row, "a_scale")
     body.node("Sub", product, body.node("Neg", "bias"), output="Y")
 
 
@@ -59,7 +60,7 @@ def _reference(
     K: int,
 ) -> tuple[npt.NDArray[Any], ...]:
     acc = integer_product(a.astype(np.int32) - np.int32(a_zero_point), unpack(b, K, bits).T)
-    return (acc.astype(np.float32) * (a_scale * b_scale) + bias,)
+    return (acc.astype(np.float32) * b_scale * a_scale + bias,)
 
 
 def integer_product(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
@@ -71,7 +72,7 @@ def integer_product(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.
 def _operator(bits: int) -> Operator:
     name = matmul_name(bits)
     doc = (
-        "Y = (A - a_zero_point) W^T * (a_scale * b_scale) + bias with A uint8 [..., K], a_scale float32 "
+        "Y = (A - a_zero_point) W^T * b_scale * a_scale + bias with A uint8 [..., K], a_scale float32 "
         f"scalar or [..., 1], a_zero_point uint8 scalar, B the {bits}-bit weight W [N, K] packed to uint8 "
         "rows, b_scale float32 [N] or [1], bias float32 [N]; the product is accumulated in int32."
     )

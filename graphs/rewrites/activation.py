@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import MatchResult
 
 from qexport.formats import max_code
-from qexport.graphs.operators import DOMAIN, ZERO_POINT
+from qexport.graphs.operators import DOMAIN, VERSION, ZERO_POINT
 from qexport.graphs.rewrites.initializers import constant, floats, initializer
 
 __all__ = [
@@ -117,5 +117,5 @@ def quantize_activation(
         bounded = clip_static(op, graph, x, scale, clip, name, bits=bits)
         return op.QuantizeLinear(bounded, scale, zero_point(graph)), scale
     kind = "QuantizePerToken" if act == "dynamic-token" else "QuantizePerTensor"
-    codes, found = op.op(kind, x, _domain=DOMAIN, _version=1, _outputs=2, clip=float(clip))
+    codes, found = op.op(kind, x, _domain=DOMAIN, _version=VERSION, _outputs=2, clip=float(clip))
     return codes, found

@@ -1,6 +1,6 @@
 """Fuse an addition, LayerNorm and the quantisation that follows.
 
-    before   y = LayerNormalization(Add(x, residual), gamma, beta)
+    before   y = qexport.LayerNorm(Add(x, residual), gamma, beta)
              q, scale = ai.qexport.QuantizePerToken(y), or q = QuantizeLinear(Clip(y, -l, l), scale, 128)
     after    y, q, scale = ai.qexport.AddLayerNormQuantizePerToken(x, residual, gamma, beta), or
              y, q = ai.qexport.AddLayerNormQuantizeLinear(x, residual, gamma, beta, scale)
@@ -8,8 +8,8 @@
 Shapes   x float32 [B, S, K], residual the same or [1, S, K] (positions); gamma, beta [K]. The two terms of
          the sum are exchanged where that makes it so.
 When     nothing else reads the sum, and the limit l of a static quantisation is 127 * scale. y stays for its
-         other readers: the next residual.
-Parity   equal bits on a runtime that inlines the operator: its body is what was matched.
+         other readers: the next residual. lower_exact.py takes the others.
+Parity   equal bits: the three operators' bodies one after the other.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleSet
 
-from qexport.graphs.operators import DOMAIN
+from qexport.graphs.operators import DOMAIN, VERSION
+from qexport.graphs.rewrites import EXPORT_DOMAIN
 from qexport.graphs.rewrites.activation import is_symmetric, static_quantizer
 from qexport.graphs.rewrites.initializers import floats
 
 __all__ = ["rules"]
 
-EPSILON = 1e-5  # what ai.onnx takes when the attribute is not there
-
 
 def _layer_norm(op: Any, a: Any, b: Any, gamma: Any, beta: Any) -> Any:
-    return op.LayerNormalization(op.Add(a, b), gamma, beta, _allow_other_attributes=True, _outputs=["y"])
+    return op.LayerNorm(
+        op.Add(a, b), gamma, beta, _domain=EXPORT_DOMAIN, _allow_other_attributes=True, _outputs=["y"]
+    )
 
 
 def _before_per_token(op: Any, a: Any, b: Any, gamma: Any, beta: Any) -> Any:
@@ -68,8 +69,6 @@ def _applies(
     width = terms[0].shape[2] if terms[0].shape is not None else None
     if not isinstance(width, int):
         return result.fail("the width must be known", terms[0])
-    if node.attributes.get_int("axis", -1) not in (-1, 2):
-        return result.fail("LayerNorm must be over the last axis", node)
     for value in (gamma, beta):
         if floats(value, ((width,),)) is None:
             return result.fail(f"gamma and beta must be finite float32 initializers [{width}]", value)
@@ -90,7 +89,7 @@ def _inputs(a: ir.Value, b: ir.Value, gamma: ir.Value, beta: ir.Value) -> tuple[
 def _epsilon(y: ir.Value) -> float:
     node = y.producer()
     assert node is not None
-    return node.attributes.get_float("epsilon", EPSILON)
+    return node.attributes.get_float("epsilon")
 
 
 def _after_per_token(
@@ -103,7 +102,7 @@ def _after_per_token(
         epsilon=_epsilon(y),
         clip=node.attributes.get_float("clip"),
         _domain=DOMAIN,
-        _version=1,
+        _version=VERSION,
         _outputs=3,
     )
 
@@ -119,7 +118,7 @@ def _after_static(
     **_: Any,
 ) -> Any:
     return op.AddLayerNormQuantizeLinear(
-        *_inputs(a, b, gamma, beta), scale, epsilon=_epsilon(y), _domain=DOMAIN, _version=1, _outputs=2
+        *_inputs(a, b, gamma, beta), scale, epsilon=_epsilon(y), _domain=DOMAIN, _version=VERSION, _outputs=2
     )
 
 

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleSet
 
 from qexport.formats import ACTIVATION_MODES, max_code
-from qexport.graphs.operators import DOMAIN, attention_name
+from qexport.graphs.operators import DOMAIN, VERSION, attention_name
 from qexport.graphs.rewrites import EXPORT_DOMAIN
 from qexport.graphs.rewrites.activation import clip_static, holds_all_codes, width_problem
 from qexport.graphs.rewrites.initializers import floats, target_shape
@@ -155,7 +155,7 @@ def _after(
         mask,
         *scales.values(),
         _domain=DOMAIN,
-        _version=1,
+        _version=VERSION,
         _name=name,
         **attributes,
     )

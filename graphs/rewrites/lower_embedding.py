@@ -14,7 +14,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleSet
 
-from qexport.graphs.operators import DOMAIN, gather_name
+from qexport.graphs.operators import DOMAIN, VERSION, gather_name
 from qexport.graphs.packing import pack
 from qexport.graphs.rewrites import EXPORT_DOMAIN
 from qexport.graphs.rewrites.initializers import constant, initializer
@@ -41,7 +41,7 @@ def _after(op: Any, y: ir.Value, ids: ir.Value, codes: ir.Value, scale: ir.Value
     assert isinstance(graph, ir.Graph) and array is not None
     table = initializer(graph, f"{name}.weight", pack(array, bits))
     lowered: ir.Value = op.op(
-        gather_name(bits), ids, table, scale, _domain=DOMAIN, _version=1, _name=name, K=array.shape[1]
+        gather_name(bits), ids, table, scale, _domain=DOMAIN, _version=VERSION, _name=name, K=array.shape[1]
     )
     return lowered
 

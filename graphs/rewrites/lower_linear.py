@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleSet
 
 from qexport.formats import ACTIVATION_MODES
-from qexport.graphs.operators import DOMAIN, matmul_name
+from qexport.graphs.operators import DOMAIN, VERSION, matmul_name
 from qexport.graphs.packing import BITS, pack
 from qexport.graphs.rewrites import EXPORT_DOMAIN
 from qexport.graphs.rewrites.activation import quantize_activation, width_problem, zero_point
@@ -126,7 +126,7 @@ def _after(
         w_scale,
         bias,
         _domain=DOMAIN,
-        _version=1,
+        _version=VERSION,
         _name=name,
         K=array.shape[1],
     )

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleSet
 
-from qexport.graphs.operators import DOMAIN, gather_name
+from qexport.graphs.operators import DOMAIN, VERSION, gather_name
 from qexport.graphs.packing import pack
 from qexport.graphs.rewrites import EXPORT_DOMAIN
 from qexport.graphs.rewrites.initializers import constant, floats, initializer
@@ -62,7 +62,7 @@ def _after(
         initializer(graph, f"{name}.weight", pack(array, bits)),
         w_scale,
         _domain=DOMAIN,
-        _version=1,
+        _version=VERSION,
         _name=name,
         K=k,
     )
