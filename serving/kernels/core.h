@@ -61,7 +61,7 @@ struct Memory {
   void (*give)(const void* context, void* memory);
 };
 
-// Y[m, n] = float(sum_k (A[m, k] - zero_point) * W[n, k]) * (a_scale[m] * w_scale[n]) + bias[n], each step rounded.
+// Y[m, n] = (float(sum_k (A[m, k] - zero_point) * W[n, k]) * w_scale[n]) * a_scale[m] + bias[n], each step rounded.
 struct MatMul {
   const uint8_t* a;      // [m, padded_k]; past k stands the instruction set's bias
   int64_t m;
@@ -96,15 +96,15 @@ struct Attention {
 // Rows of x [rows, width] -> codes and, where scales are dynamic, one scale a row.
 struct Rows {
   const float* x;
-  const float* residual;   // null, or [residual_rows, width]; row r takes residual row r % residual_rows
+  const float* residual;   // LayerNorm: null, or [residual_rows, width]; row r takes residual row r % residual_rows
   int64_t residual_rows;
   const float *gamma, *beta;  // [width], LayerNorm only
   float epsilon;
   float clip;              // 0 for none
   float fixed_scale;       // used when `scale` is null
   int64_t rows, width;
-  float* y;                // [rows, width]; of gelu: null where width <= LONGEST_ROW
-  uint8_t* codes;          // [rows, width]
+  float* y;                // [rows, width]; of gelu with codes: null where width <= LONGEST_ROW
+  uint8_t* codes;          // [rows, width]; null for gelu(x) or LayerNorm alone
   float* scale;            // [rows], or null
 };
 
@@ -114,8 +114,8 @@ struct Isa {
   void (*matmul)(const MatMul&, const Threads&);
   void (*attention)(Attention&, const Threads&);
   void (*quantize)(const Rows&, const Threads&);            // codes of x
-  void (*gelu_quantize)(const Rows&, const Threads&);       // codes of gelu(x)
-  void (*add_norm_quantize)(const Rows&, const Threads&);   // y = LayerNorm(x + residual); codes of y
+  void (*gelu_quantize)(const Rows&, const Threads&);       // gelu(x), or its codes, or both
+  void (*add_norm_quantize)(const Rows&, const Threads&);   // y = LayerNorm(x + residual), and its codes
   float (*largest)(const float* x, int64_t count);          // max |x|
   int64_t (*peak)(int64_t rounds);                           // multiply-accumulates done by the peak loop
   void (*stream)(void* to, const void* from, int64_t bytes);

@@ -1,7 +1,8 @@
 // RegisterCustomOps: hands every operator of the domain ai.qexport to ONNX Runtime.
 //
 // A file of qexport carries each operator as a function, too. ONNX Runtime prefers a registered operator of the same domain
-// and name, so the same file is run by these kernels where the library is registered, and by the functions where it is not.
+// and name, so the same file is run by these kernels where the library is registered, and by the functions where it is not. A file
+// of another version of the operator set is left to its functions: their arithmetic is not that of these kernels.
 
 #include "ops/ops.h"
 
@@ -13,6 +14,8 @@
 
 namespace qexport {
 namespace {
+
+constexpr int OPERATOR_SET = 2;  // VERSION of graphs/operators/body.py
 
 OrtStatus* create(const OrtCustomOp* base, OrtApi, const OrtKernelInfo* info, void** out) {
   const Op* op = static_cast<const Op*>(base);
@@ -65,8 +68,8 @@ constexpr Op make(
   op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
   op.CreateKernelV2 = create;
   op.KernelComputeV2 = compute;
-  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
+  op.GetStartVersion = [](const OrtCustomOp*) { return OPERATOR_SET; };
+  op.GetEndVersion = [](const OrtCustomOp*) { return OPERATOR_SET; };
   op.name = name;
   op.variant = variant;
   op.inputs = inputs;
@@ -119,8 +122,11 @@ void fill_ops() {
       make("QuantizePerTensor", PER_TENSOR, 1, {F}, 2, {U, F}, prepare_quantize, compute_quantize),
       make("GeluQuantizePerToken", PER_TOKEN, 1, {F}, 2, {U, F}, prepare_quantize, compute_gelu_quantize),
       make("GeluQuantizeLinear", STATIC, 2, {F, F}, 1, {U}, nullptr, compute_gelu_quantize),
-      make("AddLayerNormQuantizePerToken", PER_TOKEN, 4, {F, F, F, F}, 3, {F, U, F}, prepare_norm, compute_norm),
-      make("AddLayerNormQuantizeLinear", STATIC, 5, {F, F, F, F, F}, 2, {F, U}, prepare_norm, compute_norm),
+      make("AddLayerNormQuantizePerToken", PER_TOKEN, 4, {F, F, F, F}, 3, {F, U, F}, prepare_norm,
+           compute_add_norm_quantize),
+      make("AddLayerNormQuantizeLinear", STATIC, 5, {F, F, F, F, F}, 2, {F, U}, prepare_norm, compute_add_norm_quantize),
+      make("Gelu", STATIC, 1, {F}, 1, {F}, nullptr, compute_gelu),
+      make("LayerNorm", STATIC, 3, {F, F, F}, 1, {F}, prepare_norm, compute_norm),
       attention_op("QuantizedAttention", PER_TOKEN, true),
       attention_op("QuantizedAttentionQK", PER_TOKEN, false),
       attention_op("QuantizedAttentionPerTensor", PER_TENSOR, true),

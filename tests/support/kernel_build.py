@@ -210,7 +210,7 @@ def emulated_library() -> Path:
 
 
 def vector_functions() -> Path:
-    """exp and erf of the kernels on arrays, see vector_functions.cpp."""
+    """Powers and erf of the kernels on arrays, see vector_functions.cpp."""
     compiler = host_compiler()
     wide = ("-mavx2", "-mfma") if compiler.arch == "x86_64" else ()
     own = (*common_flags(), "-Wno-unused-function", "-I", str(KERNELS / "isa"), *wide)

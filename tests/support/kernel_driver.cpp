@@ -1,5 +1,6 @@
-// Runs every operator through the hooks on every instruction set of the processor, over many shapes, and compares: integer products
-// with a plain loop, everything else with the scalar instruction set. For emulators and sanitizers: every array has its exact size.
+// Runs every operator through the hooks on every instruction set of the processor, over many shapes, and compares, bit for bit: integer
+// products with a plain loop, everything else with the scalar instruction set. LayerNorm may round a value in 10,000 to its neighbour,
+// and p v of attention in float32 has a bound. For emulators and sanitizers: every array has its exact size.
 //
 //   kernel-driver SEED ROUNDS
 //
@@ -154,9 +155,9 @@ static void products(const Isas& isas, int bits) {
     for (int64_t j = 0; j < n; ++j) {
       int32_t sum = 0;
       for (int64_t l = 0; l < k; ++l) sum += (a[i * k + l] - zero) * codes[j * k + l];
-      volatile float scale = a_scale[a_scale.count > 1 ? i : 0] * w_scale[w_scale.count > 1 ? j : 0];
-      volatile float product = static_cast<float>(sum) * scale;
-      expected[i * n + j] = product + bias[j];
+      volatile float product = static_cast<float>(sum) * w_scale[w_scale.count > 1 ? j : 0];
+      volatile float scaled = product * a_scale[a_scale.count > 1 ? i : 0];
+      expected[i * n + j] = scaled + bias[j];
     }
   }
   for (int s = 0; s < isas.count; ++s) {
@@ -173,18 +174,15 @@ static void products(const Isas& isas, int bits) {
   }
 }
 
-// Codes may be neighbours, scales and values within a part in 2**16.
-static bool close(const float* a, const float* b, int64_t count) {
-  float largest = 0;
-  for (int64_t i = 0; i < count; ++i) largest = fmaxf(largest, fabsf(b[i]));
-  for (int64_t i = 0; i < count; ++i)
-    if (!(fabsf(a[i] - b[i]) <= largest / 65536)) return false;
-  return true;
-}
-static bool neighbours(const uint8_t* a, const uint8_t* b, int64_t count) {
-  for (int64_t i = 0; i < count; ++i)
-    if (abs(a[i] - b[i]) > 1) return false;
-  return true;
+// Values that differ, each by a unit in the last place at most; -1 where one differs by more.
+static int64_t differing(const float* a, const float* b, int64_t count) {
+  int64_t found = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (equal(a + i, b + i, 1)) continue;
+    if (!(nextafterf(a[i], b[i]) == b[i])) return -1;
+    ++found;
+  }
+  return found;
 }
 
 static void rows(const Isas& isas) {
@@ -210,18 +208,19 @@ static void rows(const Isas& isas) {
     qexport_gelu_quantize_per_token(plain, x.at, count, width, clip, y0.at, codes0.at, scale0.at);
     for (int s = 0; s < isas.count; ++s) {
       qexport_gelu_quantize_per_token(isas.names[s], x.at, count, width, clip, y.at, codes.at, scale.at);
-      if (spoiled) continue;
-      require(close(y.at, y0.at, y.count) && close(scale.at, scale0.at, count), isas.names[s], "gelu differs");
-      require(neighbours(codes.at, codes0.at, codes.count), isas.names[s], "codes of gelu differ");
+      require(equal(y.at, y0.at, y.count) && equal(scale.at, scale0.at, count), isas.names[s], "gelu differs");
+      require(!memcmp(codes.at, codes0.at, static_cast<size_t>(codes.count)), isas.names[s], "codes of gelu differ");
     }
     qexport_add_layer_norm_quantize_per_token(
         plain, x.at, residual.at, gamma.at, beta.at, count, width, 1e-5f, clip, y0.at, codes0.at, scale0.at);
     for (int s = 0; s < isas.count; ++s) {
       qexport_add_layer_norm_quantize_per_token(
           isas.names[s], x.at, residual.at, gamma.at, beta.at, count, width, 1e-5f, clip, y.at, codes.at, scale.at);
-      if (spoiled) continue;
-      require(close(y.at, y0.at, y.count) && close(scale.at, scale0.at, count), isas.names[s], "LayerNorm differs");
-      require(neighbours(codes.at, codes0.at, codes.count), isas.names[s], "codes of LayerNorm differ");
+      const int64_t different = differing(y.at, y0.at, y.count);
+      require(different >= 0 && different <= 1 + y.count / 10000, isas.names[s], "LayerNorm differs");
+      if (different > 0) continue;  // codes follow from y
+      require(!memcmp(codes.at, codes0.at, static_cast<size_t>(codes.count)), isas.names[s], "codes of LayerNorm differ");
+      require(equal(scale.at, scale0.at, count), isas.names[s], "scales of LayerNorm differ");
     }
   }
 }
@@ -256,11 +255,16 @@ static void attention(const Isas& isas) {
           isas.names[s], q.at, k.at, v.at, mask.at, batch, tokens, heads, width, 0.2f, form % 2 ? 0.0f : 2.0f, scales, pv,
           fixed.at, room.at, room.count, to.at);
       require(problem == 0, isas.names[s], "attention refused");
+      if (pv) {
+        require(equal(to.at, y0.at, to.count), isas.names[s], "attention differs");
+        continue;
+      }
       float largest = 0;
       for (int64_t i = 0; i < v.count; ++i) largest = fmaxf(largest, fabsf(v[i]));
-      // a few probabilities on the neighbouring code, each at most max |v| / 127
+      // a sum of `tokens` products on each side, in orders of their own: 2**-24 of sum p |v| for each rounding
+      const float bound = largest * static_cast<float>(tokens + 2) / 8388608;
       for (int64_t i = 0; i < to.count && !spoiled; ++i)
-        require(fabsf(to[i] - y0[i]) <= 3 * largest / 127, isas.names[s], "attention differs");
+        require(fabsf(to[i] - y0[i]) <= bound, isas.names[s], "attention with p v in float32 differs");
     }
   }
 }

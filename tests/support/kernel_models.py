@@ -92,20 +92,17 @@ def same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
 
 
 def agrees(name: str, found: Mapping[str, np.ndarray], body: Mapping[str, np.ndarray]) -> bool:
-    """Whether the kernels may give `found` where the bodies give `body`.
+    """Whether the kernels may give `found` where the bodies give `body`: the same bits.
 
     Args:
-        name: an operator, whose outputs must be equal unless it has exp, erf or LayerNorm, or any model.
+        name: an operator, or any model. The QK forms multiply p and v in float32, in any order: of those Y
+            may differ by 1e-6 of its largest value.
         found: outputs of the kernels.
         body: outputs of the bodies.
     """
-    if name in OPERATORS and not name.startswith(("Gelu", "AddLayerNorm", "QuantizedAttention")):
-        return same(found, body)
-    for output, y in body.items():
-        near = 1.0 if output == "q" else 1e-5 * np.abs(y).max()
-        if found[output].dtype != y.dtype or np.abs(found[output].astype(np.float64) - y).max() > near:
-            return False
-    return found.keys() == body.keys()
+    if name.startswith("QuantizedAttention") and name.endswith("QK"):
+        return bool(np.abs(found["Y"] - body["Y"]).max() <= 1e-6 * np.abs(body["Y"]).max())
+    return same(found, body)
 
 
 Example = tuple[dict[str, np.ndarray], dict[str, "int | float"], tuple[str, ...]]

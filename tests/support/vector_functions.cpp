@@ -1,4 +1,4 @@
-// exp and erf of serving/kernels/isa/math.inl on arrays, as plain C++ and with fused multiply-add: for accuracy tests.
+// Powers and erf of serving/kernels/isa/math.inl on arrays, as plain C++ and with fused multiply-add: for accuracy tests.
 
 #include <stddef.h>
 #include <stdint.h>
@@ -36,10 +36,10 @@ using namespace plain;
 }  // namespace fused
 
 #define FUNCTIONS(space)                                                                                     \
-  extern "C" __attribute__((visibility("default"))) void space##_exp(const float* x, float* y, int64_t count) { \
+  extern "C" __attribute__((visibility("default"))) void space##_powers(const float* x, float* y, int64_t count) { \
     for (int64_t i = 0; i < count; i += space::LANES) {                                                       \
       space::F32 one[] = {space::load(x + i, count - i)};                                                     \
-      space::exponential(one);                                                                                \
+      space::powers(one);                                                                                     \
       space::store(y + i, one[0], count - i);                                                                 \
     }                                                                                                         \
   }                                                                                                           \

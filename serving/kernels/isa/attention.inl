@@ -1,13 +1,18 @@
 // Attention with 8-bit products: one task for each sentence and head.
 //
-//   scores = float(q_codes k_codes^T) * ((q_scale * scaling) * k_scale) + (kept ? 0 : -10000)
-//   p = softmax(scores),  codes of p = round(p / p_scale) in 0..p_top
-//   Y = float(p_codes v_codes) * (p_scale * v_scale)
+//   t = (float(q_codes k_codes^T) * k_scale) * ((q_scale * scaling) * 256) - (kept ? 0 : 2560000)      256 times the score
+//   E = round(1117 * exp(round(t - max t) / 256)),  p = E / sum E          max and sum over the tokens of the row; E is 0..1117
+//   codes of p = round(p / p_scale) in 0..p_top
+//   Y = float(p_codes v_codes) * (p_scale * v_scale), or Y = p v in float32
+//
+// Codes of q, k and v are round(x / scale). Every step is one float32 operation, rounded, and sum E is exact below 2**24, so in
+// whatever order, every processor finds the same Y; but for p v, whose sum over the tokens may use fused multiply-add.
+// A score that is infinite or NaN, as only infinite scales and overflow make it, has E = 0; a row of such scores has p = 0 and Y = 0.
 //
 // k and v are laid out as panels of 8-bit codes (core.h), so the products are those of an 8-bit weight: k [tokens, width]
 // has a token in a row, v^T [width, tokens] a channel.
 
-constexpr float MASKED = -10000.0f;
+constexpr float DROP = 10000 * SCORE_STEPS;
 // Queries whose scores are in memory at once: whole tiles of AMX, and elsewhere a multiple of the rows of every tile.
 constexpr int64_t QUERY_BLOCK = STEPS == 16 ? 32 : 24;
 constexpr size_t STACK_ROOM = 45056;  // a task that needs no more takes it from its stack: 128 tokens of 64 channels
@@ -37,8 +42,8 @@ struct Room {
   int32_t* k_sums;   // [columns]: sums of codes
   int32_t* v_sums;   // [width_panels * 16]
   float* k_scale;    // [columns]
-  float* drop;       // [columns]: 0 or -10000; -inf past the tokens
-  float* q_scale;    // [QUERY_BLOCK, in whole panels]
+  float* drop;       // [columns]: 0 or DROP; inf past the tokens
+  float* q_scale;    // [QUERY_BLOCK, in whole panels]: (q_scale * scaling) * 256
   float* p_scale;    // [QUERY_BLOCK]
 };
 
@@ -96,9 +101,10 @@ QX_INLINE float seen(const F32 (&found)[4]) {
   return largest_of(at_least(at_least(found[0], found[1]), at_least(found[2], found[3])));
 }
 
-// Scales of the next tokens, PANEL of those present, and their reciprocals; both are 0 for those that are not.
+// Scales of the next tokens, PANEL of those present, twice. Of those that are not, `scale` is 0, and `divisor` infinite, which
+// makes all codes 0.
 QX_APART void find_scales(
-    const Attention& call, const float* x, int64_t stride, int64_t present, float fixed, float* scale, float* factor) {
+    const Attention& call, const float* x, int64_t stride, int64_t present, float fixed, float* scale, float* divisor) {
   const int64_t count = smaller(PANEL, present);
   alignas(64) float largest_of_token[PANEL] = {};
   if (call.scales == PER_TOKEN) {
@@ -117,9 +123,12 @@ QX_APART void find_scales(
       of_tokens = at_least(of_tokens / 127.0f, all(SMALLEST_SCALE));
     }
     store(scale + t, of_tokens);
-    store(factor + t, 1.0f / of_tokens);
+    store(divisor + t, of_tokens);
   }
-  for (int64_t t = count; t < PANEL; ++t) scale[t] = factor[t] = 0;
+  for (int64_t t = count; t < PANEL; ++t) {
+    scale[t] = 0;
+    divisor[t] = __builtin_inff();
+  }
 }
 
 QX_APART void load_keys(const Attention& call, const Room& room, const Head& head) {
@@ -128,26 +137,26 @@ QX_APART void load_keys(const Attention& call, const Room& room, const Head& hea
   for (int64_t first = 0; first < columns; first += PANEL) {
     const int64_t count = smaller(PANEL, call.tokens - first);
     const float* k = head.k + first * stride;
-    alignas(64) float factor[PANEL];
-    find_scales(call, k, stride, call.tokens - first, call.k_scale, room.k_scale + first, factor);
+    alignas(64) float divisor[PANEL];
+    find_scales(call, k, stride, call.tokens - first, call.k_scale, room.k_scale + first, divisor);
     for (int64_t t = 0; t < PANEL; t += 4) {
       int8_t* panel = room.k + first * padded + 4 * t;
       if (t >= count) {
         for (int64_t d = 0; d < padded; d += LANES) put_steps(panel + d * PANEL, {});
         continue;
       }
-      // A token that is not there is the first one times 0.
+      // A token that is not there is the first one over infinity.
       const float* row[4];
-      F32 factors[4];
+      F32 divisors[4];
       for (int i = 0; i < 4; ++i) {
         row[i] = k + (t + i < count ? (t + i) * stride : 0);
-        factors[i] = all(factor[t + i]);
+        divisors[i] = all(divisor[t + i]);
       }
       I32 sums[4] = {};
       sweep_padded(width, padded, [&](int64_t d, int64_t channels) __attribute__((always_inline)) {
         I32 codes[4];
         for (int i = 0; i < 4; ++i) {
-          codes[i] = bounded_code(load(row[i] + d, channels) * factors[i], top);
+          codes[i] = bounded_code(load(row[i] + d, channels) / divisors[i], top);
           if constexpr (WIDE_BIAS != ZERO_POINT) sums[i] = sums[i] + codes[i];
         }
         put_steps(panel + d * PANEL, codes);
@@ -162,8 +171,8 @@ QX_APART void load_keys(const Attention& call, const Room& room, const Head& hea
     }
   }
   float* drop = room.drop;
-  for (int64_t t = 0; t < call.tokens; ++t) drop[t] = head.mask[t] ? 0.0f : MASKED;
-  for (int64_t t = call.tokens; t < columns; ++t) drop[t] = -__builtin_inff();
+  for (int64_t t = 0; t < call.tokens; ++t) drop[t] = head.mask[t] ? 0.0f : DROP;
+  for (int64_t t = call.tokens; t < columns; ++t) drop[t] = __builtin_inff();
 }
 
 // Returns the scale of v.
@@ -179,20 +188,19 @@ QX_APART float load_values(const Attention& call, const Room& room, const Head& 
     }
     scale = dynamic_scale(seen(found), call.clip);
   }
-  const float factor = 1.0f / scale;
   const F32 top = all(call.top);
   for (int64_t t = 0; t < padded; t += 4) {
     const float* row[4];
-    F32 factors[4];
+    F32 divisors[4];
     for (int i = 0; i < 4; ++i) {
       row[i] = head.v + (t + i < tokens ? t + i : 0) * stride;
-      factors[i] = all(t + i < tokens ? factor : 0);
+      divisors[i] = all(t + i < tokens ? scale : __builtin_inff());
     }
     int8_t* step = room.v + t * PANEL;
     int32_t* v_sums = room.v_sums;
     sweep_padded(width, channels, [&](int64_t d, int64_t count) __attribute__((always_inline)) {
       I32 codes[4];
-      for (int i = 0; i < 4; ++i) codes[i] = bounded_code(load(row[i] + d, count) * factors[i], top);
+      for (int i = 0; i < 4; ++i) codes[i] = bounded_code(load(row[i] + d, count) / divisors[i], top);
       // a channel's four tokens, side by side
       const I32 four = (codes[0] & 255) | (codes[1] & 255) << 8 | (codes[2] & 255) << 16 | codes[3] << 24;
       *reinterpret_cast<I32M*>(step + (d & -PANEL) * padded + d % PANEL * 4) = four;
@@ -205,22 +213,22 @@ QX_APART float load_values(const Attention& call, const Room& room, const Head& 
   return scale;
 }
 
-// Codes of queries first .. first + count - 1, and their scales times `scaling`.
+// Codes of queries first .. first + count - 1, and their scales times `scaling` and 256.
 QX_APART void load_queries(const Attention& call, const Room& room, const Head& head, int64_t first, int64_t count) {
   const int64_t width = call.width, padded = room.width, stride = head.stride;
   const F32 top = all(call.top);
   for (int64_t block = 0; block < count; block += PANEL) {
     const int64_t rows = smaller(PANEL, count - block);
     const float* q = head.q + (first + block) * stride;
-    alignas(64) float factor[PANEL];
-    find_scales(call, q, stride, call.tokens - first - block, call.q_scale, room.q_scale + block, factor);
+    alignas(64) float divisor[PANEL];
+    find_scales(call, q, stride, call.tokens - first - block, call.q_scale, room.q_scale + block, divisor);
     for (int64_t r = 0; r < rows; ++r, q += stride) {
-      room.q_scale[block + r] *= call.scaling;
+      room.q_scale[block + r] = (room.q_scale[block + r] * call.scaling) * SCORE_STEPS;
       fetch(head.y + (first + block + r) * stride, width);
       uint8_t* codes = room.q + (block + r) * Q_HALVES * padded;
-      const F32 factors = all(factor[r]);
+      const F32 divisors = all(divisor[r]);
       sweep_padded(width, padded, [&](int64_t d, int64_t channels) __attribute__((always_inline)) {
-        const I32 code = bounded_code(load(q + d, channels) * factors, top);
+        const I32 code = bounded_code(load(q + d, channels) / divisors, top);
         if constexpr (SIGN_AND_SIZE) {
           put_u8(codes + d, code & 255);
           put_u8(codes + padded + d, code < 0 ? -code : code);
@@ -232,7 +240,7 @@ QX_APART void load_queries(const Attention& call, const Room& room, const Head& 
   }
 }
 
-// Sums of products to scores, in place; returns the largest.
+// Sums of products to t, in place; returns the largest.
 QX_APART float score(const Room& room, int64_t r) {
   const int64_t columns = room.columns;
   const float *k_scale = room.k_scale, *drop = room.drop;
@@ -243,16 +251,15 @@ QX_APART float score(const Room& room, int64_t r) {
     I32 sum = *reinterpret_cast<const I32M*>(scores + c);
     if constexpr (WIDE_BIAS != ZERO_POINT)
       sum = sum - *reinterpret_cast<const I32M*>(room.k_sums + c) * (ZERO_POINT - WIDE_BIAS);
-    const F32 scale = q_scale * load(k_scale + c);
-    const F32 value = to_float(sum) * scale + load(drop + c);
+    const F32 value = (to_float(sum) * load(k_scale + c)) * q_scale - load(drop + c);
     store(scores + c, value);
     top = at_least(value, top);
   }
   return largest_of(top);
 }
 
-// use(c, power) for the powers exp(score - most) of a row, from column c on, with F32 power[4] or, at the end, power[1];
-// returns 1 / their sum, which is the largest probability.
+// use(c, power) for the powers E of a row, from column c on, with F32 power[4] or, at the end, power[1]; returns their sum, which is
+// 1117 at least where it is not 0.
 template <class Use>
 QX_INLINE float softmax(const float* scores, int64_t columns, float most, Use use) {
   const F32 largest_score = all(most);
@@ -261,28 +268,26 @@ QX_INLINE float softmax(const float* scores, int64_t columns, float most, Use us
   for (; c + 4 * LANES <= columns; c += 4 * LANES) {
     F32 power[4];
     for (int i = 0; i < 4; ++i) power[i] = load(scores + c + i * LANES) - largest_score;
-    exponential(power);
+    powers(power);
     for (int i = 0; i < 4; ++i) total = total + power[i];
     use(c, power);
   }
   for (; c < columns; c += LANES) {
     F32 power[1] = {load(scores + c) - largest_score};
-    exponential(power);
+    powers(power);
     total = total + power[0];
     use(c, power);
   }
-  return 1.0f / sum_of(total);
+  const float sum = sum_of(total);
+  return sum > 0 ? sum : LARGEST_POWER;
 }
 
-// Codes of probabilities: powers times `steps`, from 0 to p_top.
-QX_INLINE void put_codes(uint8_t* codes, const F32 (&power)[4], F32 steps, F32 p_top) {
-  I32 code[4];
-  for (int i = 0; i < 4; ++i) code[i] = nearest(at_most(power[i] * steps, p_top));
+// Codes of probabilities, `steps` in 0..127, rounded.
+QX_INLINE void put_codes(uint8_t* codes, const F32 (&steps)[4]) {
+  const I32 code[4] = {nearest(steps[0]), nearest(steps[1]), nearest(steps[2]), nearest(steps[3])};
   put_four(codes, code);
 }
-QX_INLINE void put_codes(uint8_t* codes, const F32 (&power)[1], F32 steps, F32 p_top) {
-  put_u8(codes, nearest(at_most(power[0] * steps, p_top)));
-}
+QX_INLINE void put_codes(uint8_t* codes, const F32 (&steps)[1]) { put_u8(codes, nearest(steps[0])); }
 
 // Products of `rows` rows by all panels, sums [rows, panels * 16].
 QX_APART void products(
@@ -307,7 +312,7 @@ QX_INLINE void float_values_of(
   }
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < D; ++j)
-      store(head.y + (first + r + i) * head.stride + d + j * LANES, sums[i][j] * room.p_scale[r + i], channels - j * LANES);
+      store(head.y + (first + r + i) * head.stride + d + j * LANES, sums[i][j], channels - j * LANES);
 }
 
 template <int R>
@@ -348,24 +353,31 @@ static void attend(const AttentionTasks& tasks, const Room& room, const Head& he
       float* scores = room.scores + r * columns;
       uint8_t* codes = room.p + r * p_width;
       if (at_once) {
-        // p / p_scale, where p = power * largest. The largest probability has code 127, so that is power * 127.
-        room.p_scale[r] = dynamic_scale(softmax(scores, columns, top, [=](int64_t c, const auto& power) {
-          put_codes(codes + c, power, all(127.0f), p_top);
-        }), 0);
+        // p / p_scale = (E / sum) / ((1117 / sum) / 127). The roundings do not matter: E * 127 / 1117 is 4e-4 or more away from a tie.
+        const float sum = softmax(scores, columns, top, [=](int64_t c, auto& power) {
+          for (F32& some : power) some = some * (127.0f / LARGEST_POWER);
+          put_codes(codes + c, power);
+        });
+        room.p_scale[r] = dynamic_scale(LARGEST_POWER / sum, 0);
         continue;
       }
-      const float largest_p = softmax(scores, columns, top, [=](int64_t c, const auto& power) {
+      const float sum = softmax(scores, columns, top, [=](int64_t c, const auto& power) {
         for (const F32& some : power) {
           store(scores + c, some);
           c += LANES;
         }
       });
-      room.p_scale[r] = largest_p;
+      const float largest_p = LARGEST_POWER / sum;
       most = largest_p > most ? largest_p : most;
-      if (!integers) continue;
+      if (tasks.only_largest) continue;
       room.p_scale[r] = call.p_scale;
-      const F32 steps = all(largest_p / call.p_scale);
-      for (int64_t c = 0; c < columns; c += LANES) put_codes(codes + c, {load(scores + c)}, steps, p_top);
+      for (int64_t c = 0; c < columns; c += LANES) {
+        const F32 p = load(scores + c) / sum;
+        if (integers)
+          put_codes(codes + c, {at_most(at_least(p / call.p_scale, F32{}), p_top)});
+        else
+          store(scores + c, p);
+      }
     }
     if (tasks.only_largest) continue;
     if (!integers) {

@@ -189,7 +189,7 @@ static void matmul_task(void* user, size_t index) {
       const F32 w_scale = call.w_per_row ? load(call.w_scale + column + c, count) : all(call.w_scale[0]);
       const I32 offset = *reinterpret_cast<const I32M*>(weight.sums + column + c) * zero;
       const I32 sum = *reinterpret_cast<const I32M*>(from + c) - offset;
-      store(y + c, to_float(sum) * (a_scale * w_scale) + load(call.bias + column + c, count), count);
+      store(y + c, (to_float(sum) * w_scale) * a_scale + load(call.bias + column + c, count), count);
     });
   }
 }

@@ -35,6 +35,11 @@ QX_INLINE F32 at_most(F32 x, F32 bound) {
 QX_INLINE F32 at_least(F32 x, F32 bound) {
   return reinterpret_cast<F32>(_mm512_maskz_max_ps(0xffff, reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(bound)));
 }
+QX_INLINE F32 rounded(F32 x) {
+  return reinterpret_cast<F32>(_mm512_maskz_roundscale_ps(
+      0xffff, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+QX_INLINE F64 load_wide(const float* p) { return reinterpret_cast<F64>(_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p))); }
 QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
   return reinterpret_cast<F32>(
       _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));

@@ -17,6 +17,8 @@ QX_INLINE float largest_of(F32 x) {
 QX_INLINE float sum_of(F32 x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 QX_INLINE F32 at_most(F32 x, F32 bound) { return x < bound ? x : bound; }
 QX_INLINE F32 at_least(F32 x, F32 bound) { return x > bound ? x : bound; }
+QX_INLINE F32 rounded(F32 x) { return reinterpret_cast<F32>(vrndnq_f32(reinterpret_cast<float32x4_t>(x))); }
+QX_INLINE F64 load_wide(const float* p) { return reinterpret_cast<F64>(vcvt_f64_f32(vld1_f32(p))); }
 QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
   return reinterpret_cast<F32>(vfmaq_f32(
       reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));

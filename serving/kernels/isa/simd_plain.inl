@@ -14,4 +14,9 @@ QX_INLINE float largest_of(F32 x) {
 QX_INLINE float sum_of(F32 x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 QX_INLINE F32 at_most(F32 x, F32 bound) { return x < bound ? x : bound; }
 QX_INLINE F32 at_least(F32 x, F32 bound) { return x > bound ? x : bound; }
+QX_INLINE F32 rounded(F32 x) {
+  const F32 size = magnitude(x), near = (size + 8388608.0f) - 8388608.0f;  // from 2**23 on every float is whole
+  return size < 8388608.0f ? as_float(as_int(near) | (as_int(x) & INT32_MIN)) : x;
+}
+QX_INLINE F64 load_wide(const float* p) { return F64{static_cast<double>(p[0]), static_cast<double>(p[1])}; }
 QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) { return a * b + c; }

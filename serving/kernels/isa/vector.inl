@@ -8,10 +8,13 @@
 //                                    p + i * STEP_BYTES: four rows of a panel (core.h)
 //   at_most(x, bound), at_least(x, bound)   the smaller and the larger of the two; `bound` where x is NaN
 //   largest_of(x), sum_of(x)        over the lanes; the sum in halves: lane i + lane i + LANES / 2, and so on
+//   rounded(x)                       the nearest whole number, halves to even, as a float of any magnitude; infinite and NaN stay
+//   load_wide(p)                     LANES / 2 floats as doubles (GCC 12 takes its own conversion apart)
 //   multiply_add(a, b, c)            a * b + c, rounded once where the processor can; never used where results must be exact
 //   and what unpack.inl asks for
 
 typedef float F32 __attribute__((vector_size(LANES * 4)));
+typedef double F64 __attribute__((vector_size(LANES * 4)));  // LANES / 2 of them
 typedef int32_t I32 __attribute__((vector_size(LANES * 4)));
 typedef uint8_t U8 __attribute__((vector_size(LANES)));
 typedef int8_t S8 __attribute__((vector_size(LANES)));
@@ -54,6 +57,9 @@ QX_INLINE F32 magnitude(F32 x) { return as_float(as_int(x) & 0x7fffffff); }
 constexpr float MAGIC = 12582912.0f;
 constexpr int32_t MAGIC_BITS = 0x4b400000;
 QX_INLINE I32 nearest(F32 x) { return as_int(x + MAGIC) - MAGIC_BITS; }
+
+// Keeps compilers from making vectors of a loop over the few values that are left.
+QX_INLINE void alone(int64_t& i) { __asm__ volatile("" : "+r"(i)); }
 
 // Tells the compiler that the value is needed.
 QX_INLINE void keep(const void* value) { __asm__ volatile("" : : "r"(value) : "memory"); }

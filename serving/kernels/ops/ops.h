@@ -13,8 +13,10 @@ OrtStatus* compute_gather(const Kernel& kernel, OrtKernelContext* context);
 void prepare_quantize(Kernel& kernel, const OrtKernelInfo* info);
 void prepare_norm(Kernel& kernel, const OrtKernelInfo* info);
 OrtStatus* compute_quantize(const Kernel& kernel, OrtKernelContext* context);
+OrtStatus* compute_gelu(const Kernel& kernel, OrtKernelContext* context);
 OrtStatus* compute_gelu_quantize(const Kernel& kernel, OrtKernelContext* context);
 OrtStatus* compute_norm(const Kernel& kernel, OrtKernelContext* context);
+OrtStatus* compute_add_norm_quantize(const Kernel& kernel, OrtKernelContext* context);
 void prepare_attention(Kernel& kernel, const OrtKernelInfo* info);
 OrtStatus* compute_attention(const Kernel& kernel, OrtKernelContext* context);
 

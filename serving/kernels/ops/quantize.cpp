@@ -1,13 +1,15 @@
 // QuantizePerToken(x) -> (q, scale)               one scale for each row of x [..., K], attribute clip
 // QuantizePerTensor(x) -> (q, scale)              one scale, attribute clip
-// GeluQuantizePerToken(x) -> (q, scale)           of 0.5 x (1 + erf(x / sqrt 2)), attribute clip
+// Gelu(x) -> y                                    round(h (1 + erf(h / (128 sqrt 2)))) / 256, h = round(128 x)
+// GeluQuantizePerToken(x) -> (q, scale)           codes of the same, attribute clip
 // GeluQuantizeLinear(x, scale) -> q               the same with a given scale
+// LayerNorm(x, gamma, beta) -> y                  attribute epsilon
 // AddLayerNormQuantizePerToken(x, residual, gamma, beta) -> (y, q, scale)    attributes epsilon, clip
 // AddLayerNormQuantizeLinear(x, residual, gamma, beta, scale) -> (y, q)      attribute epsilon
 //
-// q uint8 with zero point 128. Codes and scales of the first two equal those of the function body for finite x. Where x has a NaN:
-// the NaN gets code 128 (zero) and does not count for the scale; an infinite value makes the scale infinite and all codes of
-// its row 128.
+// The arithmetic of gelu and LayerNorm is that of isa/math.inl and isa/rows.inl. q uint8 with zero point 128. All outputs equal those
+// of the function body for finite x. Where a value that is quantised is NaN, it gets code 128 (zero) and does not count for the scale;
+// an infinite one makes the scale infinite and all codes of its row 128.
 
 #include "ops.h"
 
@@ -19,7 +21,7 @@ void prepare_quantize(Kernel& kernel, const OrtKernelInfo* info) {
 
 void prepare_norm(Kernel& kernel, const OrtKernelInfo* info) {
   if (!read_attribute(kernel, info, "epsilon", &kernel.epsilon, "attribute epsilon is missing, or no float")) return;
-  if (kernel.op->variant != STATIC) prepare_quantize(kernel, info);
+  if (kernel.op->variant == PER_TOKEN) prepare_quantize(kernel, info);
 }
 
 static int64_t width_of(const Tensor& x) { return x.last(); }
@@ -95,16 +97,48 @@ OrtStatus* compute_gelu_quantize(const Kernel& kernel, OrtKernelContext* context
   return nullptr;
 }
 
-OrtStatus* compute_norm(const Kernel& kernel, OrtKernelContext* context) {
-  Tensor x, residual, gamma, beta;
+OrtStatus* compute_gelu(const Kernel& kernel, OrtKernelContext* context) {
+  Tensor x;
   QX_TRY(input(context, *kernel.op, 0, x));
-  QX_TRY(input(context, *kernel.op, 1, residual));
-  QX_TRY(input(context, *kernel.op, 2, gamma));
-  QX_TRY(input(context, *kernel.op, 3, beta));
-  if (x.rank == 0) return fail("x must have at least one dimension");
   Rows call = rows_of(kernel, x);
+  void* y = nullptr;
+  QX_TRY(output(context, 0, x.dims, x.rank, &y));
+  call.y = static_cast<float*>(y);
+  if (call.rows > 0) kernel.isa->gelu_quantize(call, threads_of(context));
+  return nullptr;
+}
+
+static OrtStatus* norm_weights(OrtKernelContext* context, const Kernel& kernel, size_t index, Rows& call) {
+  Tensor gamma, beta;
+  QX_TRY(input(context, *kernel.op, index, gamma));
+  QX_TRY(input(context, *kernel.op, index + 1, beta));
   if (gamma.count != call.width || beta.count != call.width)
     return fail("gamma and beta must have one value for each channel, got ", gamma.count, "");
+  call.gamma = gamma.floats();
+  call.beta = beta.floats();
+  return nullptr;
+}
+
+OrtStatus* compute_norm(const Kernel& kernel, OrtKernelContext* context) {
+  Tensor x;
+  QX_TRY(input(context, *kernel.op, 0, x));
+  if (x.rank == 0) return fail("x must have at least one dimension");
+  Rows call = rows_of(kernel, x);
+  QX_TRY(norm_weights(context, kernel, 1, call));
+  void* y = nullptr;
+  QX_TRY(output(context, 0, x.dims, x.rank, &y));
+  call.y = static_cast<float*>(y);
+  if (call.rows > 0) kernel.isa->add_norm_quantize(call, threads_of(context));
+  return nullptr;
+}
+
+OrtStatus* compute_add_norm_quantize(const Kernel& kernel, OrtKernelContext* context) {
+  Tensor x, residual;
+  QX_TRY(input(context, *kernel.op, 0, x));
+  QX_TRY(input(context, *kernel.op, 1, residual));
+  if (x.rank == 0) return fail("x must have at least one dimension");
+  Rows call = rows_of(kernel, x);
+  QX_TRY(norm_weights(context, kernel, 2, call));
   // The residual has the shape of x but for leading dimensions of 1, so row r of x takes its row r modulo their number.
   int64_t same = 1;
   int leading = x.rank - residual.rank;
@@ -115,8 +149,6 @@ OrtStatus* compute_norm(const Kernel& kernel, OrtKernelContext* context) {
   if (i >= 0 || residual.last() != call.width) return fail("residual must have the shape of x, or 1 in its first dimensions");
   call.residual = residual.floats();
   call.residual_rows = call.width ? same / call.width : 0;
-  call.gamma = gamma.floats();
-  call.beta = beta.floats();
   if (kernel.op->variant == STATIC) QX_TRY(fixed_scale(context, kernel, 4, call));
   void* y = nullptr;
   QX_TRY(output(context, 0, x.dims, x.rank, &y));

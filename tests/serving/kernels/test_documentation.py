@@ -14,6 +14,7 @@ from kernel_build import host_compiler
 from onnx import TensorProto, helper
 from required import missing
 
+from qexport.graphs.operators import DOMAIN, VERSION
 from qexport.serving.kernels import ISA_NAMES, library_path
 from qexport.serving.kernels.crossbuild import TARGETS
 
@@ -64,7 +65,7 @@ def model(tmp_path: Path) -> Path:
             helper.make_tensor_value_info("scale", TensorProto.FLOAT, [2, 1]),
         ],
     )
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.qexport", 1)]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, VERSION)]
     path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
     return path

@@ -1,4 +1,4 @@
-"""The kernels on other versions of ONNX Runtime: the same numbers, or a clear refusal.
+"""The kernels on other versions of ONNX Runtime and of the operators: the same numbers, or a clear refusal.
 
 Interpreters are those of tests/graphs/test_conformance.py: QEXPORT_ORT_PYTHONS, else the cache folder.
 """
@@ -12,8 +12,13 @@ from pathlib import Path
 
 import kernel_build
 import numpy as np
-from kernel_models import write_examples
+import onnx
+import pytest
+from kernel_models import example, one_node, write_examples
+from kernel_models import run as outputs
 from required import missing
+
+from qexport.graphs.operators import DOMAIN, OPERATORS, VERSION
 
 RUNNER = Path(kernel_build.__file__).with_name("kernel_runner.py")
 OLDEST = (1, 17)
@@ -52,6 +57,29 @@ def test_other_versions_give_the_same_numbers(library: Path, tmp_path: Path) -> 
             with np.load(path) as here, np.load(tmp_path / str(index) / "scalar" / path.name) as there:
                 for name in here.files:
                     assert np.array_equal(here[name], there[name]), (version, path.stem, name)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_an_operator_of_an_earlier_version_is_left_to_its_function(operator: str, library: Path) -> None:
+    """The function is exchanged for one that gives zeros, so that it shows which of the two ran."""
+    inputs, attributes, stored = example(operator, np.random.default_rng(1))
+    model = onnx.ModelProto.FromString(one_node(operator, inputs, attributes, stored))
+    expected = outputs(model.SerializeToString(), inputs, None)
+    for function in model.functions:
+        results = [f"result_{name}" for name in function.output]
+        for node in function.node:
+            node.output[:] = [f"result_{name}" if name in function.output else name for name in node.output]
+            node.input[:] = [f"result_{name}" if name in function.output else name for name in node.input]
+        for name, result in zip(function.output, results, strict=True):
+            function.node.append(onnx.helper.make_node("Sub", [result, result], [name]))
+    ours = outputs(model.SerializeToString(), inputs, library)
+    assert any(y.any() for y in ours.values())
+    assert all(np.allclose(ours[name], y) for name, y in expected.items())
+    (imported,) = (opset for opset in model.opset_import if opset.domain == DOMAIN)
+    assert imported.version == VERSION
+    imported.version = VERSION - 1
+    theirs = outputs(model.SerializeToString(), inputs, library)
+    assert not any(y.any() for y in theirs.values())
 
 
 def test_an_instruction_set_of_the_environment_is_refused_where_it_is_unknown(library: Path) -> None:

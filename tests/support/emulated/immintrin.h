@@ -95,6 +95,17 @@ EMULATED __m512 maskz_min_ps(__mmask16 mask, __m512 a, __m512 b) {
 EMULATED __m512 maskz_max_ps(__mmask16 mask, __m512 a, __m512 b) {
   return masked(mask, joined(_mm256_max_ps(half(a, 0), half(b, 0)), _mm256_max_ps(half(a, 1), half(b, 1))));
 }
+template <int HOW>
+EMULATED __m512 maskz_roundscale_ps(__mmask16 mask, __m512 x) {
+  return masked(mask, joined(_mm256_round_ps(half(x, 0), HOW), _mm256_round_ps(half(x, 1), HOW)));
+}
+// Eight doubles, for a mask of all.
+EMULATED __m512d maskz_cvtps_pd(__mmask8, __m256 x) {
+  const __m256d halves[2] = {_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))};
+  __m512d wide;
+  __builtin_memcpy(&wide, halves, 64);
+  return wide;
+}
 EMULATED __m256 maskz_extractf32x8_ps(__mmask8 mask, __m512 x, int which) {
   return half(masked(static_cast<__mmask16>(which ? mask << 8 : mask), x), which);
 }
@@ -211,6 +222,8 @@ inline void tile_release() {
 #undef _mm512_maskz_min_ps
 #undef _mm512_maskz_max_ps
 #undef _mm512_maskz_extractf32x8_ps
+#undef _mm512_maskz_roundscale_ps
+#undef _mm512_maskz_cvtps_pd
 #undef _mm512_dpbusd_epi32
 #undef _mm256_dpbusd_avx_epi32
 
@@ -232,6 +245,8 @@ inline void tile_release() {
 #define _mm512_maskz_min_ps(mask, a, b) emulated::maskz_min_ps(mask, a, b)
 #define _mm512_maskz_max_ps(mask, a, b) emulated::maskz_max_ps(mask, a, b)
 #define _mm512_maskz_extractf32x8_ps(mask, x, which) emulated::maskz_extractf32x8_ps(mask, x, which)
+#define _mm512_maskz_roundscale_ps(mask, x, how) emulated::maskz_roundscale_ps<how>(mask, x)
+#define _mm512_maskz_cvtps_pd(mask, x) emulated::maskz_cvtps_pd(mask, x)
 #define _mm512_dpbusd_epi32(sums, a, b) emulated::dpbusd<__m512i>(sums, a, b)
 #define _mm256_dpbusd_avx_epi32(sums, a, b) emulated::dpbusd<__m256i>(sums, a, b)
 
