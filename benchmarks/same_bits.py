@@ -1,7 +1,7 @@
 """How far the grids of softmax and GELU keep from ties, and what they change: python benchmarks/same_bits.py
 
-Every value of a grid is looked at, in float64. "Room" is the error that an exp (relative) or an erf (absolute)
-may have before a result rounds to a neighbour; the float32 steps around it are allowed for.
+Every value of a grid is looked at, in float64. "Room" is the error that an exp (relative) or an erf
+(absolute) may have before a result rounds to a neighbour; the float32 steps around it are allowed for.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from qexport.formats import GELU_INPUT_STEPS, GELU_OUTPUT_STEPS, LARGEST_POWER, SCORE_STEPS
+from qexport.formats import GELU_INPUT_STEPS, LARGEST_POWER, SCORE_STEPS
 from qexport.graphs.operators.attention import softmax
 from qexport.graphs.operators.fused import gelu
 from qexport.training.exact import exact_gelu, exact_softmax
@@ -33,16 +33,17 @@ def main() -> None:
 
     x = np.linspace(-8, 8, 1_000_001, dtype=np.float32)
     error = gelu(x) - torch.nn.functional.gelu(torch.from_numpy(x).double()).numpy()
-    print(f"GELU: the grids move it by at most {np.abs(error).max():.4f}, {np.sqrt(np.square(error).mean()):.4f} rms")
+    rms = np.sqrt(np.square(error).mean())
+    print(f"GELU: the grids move it by at most {np.abs(error).max():.4f}, {rms:.4f} rms")
 
     rows = np.random.default_rng(0).normal(0, 3, (4096, 128)).astype(np.float32)
     exact = torch.softmax(torch.from_numpy(rows).double(), -1).numpy()
     moved = np.abs(softmax(rows) - exact) / exact.max(-1, keepdims=True)
-    print(f"softmax: the grids move it by at most {moved.max():.4f} of a row's largest, {moved.mean():.5f} in the mean")
+    print(f"softmax: the grids move it by {moved.mean():.5f} of a row's largest, at most {moved.max():.4f}")
 
     same = np.array_equal(softmax(rows), exact_softmax(torch.from_numpy(rows)).numpy())
     same &= np.array_equal(gelu(x), exact_gelu(torch.from_numpy(x)).numpy())
-    print(f"numpy and PyTorch give the same bits: {same}; steps of GELU 1/{GELU_INPUT_STEPS}, 1/{GELU_OUTPUT_STEPS}")
+    print(f"numpy and PyTorch give the same bits: {same}")
 
 
 if __name__ == "__main__":

@@ -94,13 +94,29 @@ class Scope:
         """What the consumers take the value `name` for."""
         found: set[str] = set()
         for node, index in self.uses.get(name, []):
-            role = _role(node, index, rank)
+            role = "LayerNorm" if rank == 1 and self._normalises(node) else _role(node, index, rank)
             if role == "through" and depth:
                 for output in node.output:
                     found |= self.roles(output, rank, depth - 1)
             elif role not in ("", "through"):
                 found.add(role)
         return found
+
+    def _normalises(self, node: onnx.NodeProto) -> bool:
+        """Whether this is the Mul by gamma or the Add of beta in the inlined body of a LayerNorm."""
+        makers = [self.makers[name] for name in node.input if name in self.makers]
+        if node.op_type == "Add":
+            return any(maker.op_type == "Mul" and self._normalises(maker) for maker in makers)
+        return node.op_type == "Mul" and any(
+            maker.op_type == "Mul" and any(self._is_reciprocal(name) for name in maker.input)
+            for maker in makers
+        )
+
+    def _is_reciprocal(self, name: str) -> bool:
+        cast = self.makers.get(name)
+        if cast is None or cast.op_type != "Cast" or cast.input[0] not in self.makers:
+            return False
+        return self.makers[cast.input[0]].op_type == "Reciprocal"
 
     def only_use(self, name: str, op_type: str, index: int) -> onnx.NodeProto | None:
         """The node of type `op_type` that reads `name` as its input `index`, if only it needs the values."""
@@ -143,6 +159,8 @@ def _role(node: onnx.NodeProto, index: int, rank: int) -> str:
             return {1: "embedding", 2: "scales"}.get(index, "")
         if op_type.startswith("AddLayerNorm") and index in (2, 3):
             return "LayerNorm"
+        if op_type == "LayerNorm":
+            return "LayerNorm" if index else ""
         return "scales" if index >= 4 or (op_type == "GeluQuantizeLinear" and index == 1) else ""
     if op_type in NORMS and index >= 1:
         return "LayerNorm"

@@ -4,12 +4,10 @@ The ONNX Runtime of this interpreter and onnx.reference always run, onnxruntime-
 ONNX Runtime versions run in the interpreters of QEXPORT_ORT_PYTHONS (joined by the path separator;
 `make_ort_venvs.py` makes them), or of the cache folder `ort-venvs`. What is demanded:
 
-- graph optimisation off: array_equal, unless the body has exp in it;
-- on: array_equal too, but for a product with a scale for each token, where ONNX Runtime multiplies in another
-  order: 2**-22 of the product plus 2**-23 of the result (4 and 2 roundings in float32);
-- with exp: 2e-6, and a probability may land on the neighbouring code, which moves a row by |v| / 127, or by
-  |v| times the step of probabilities below 8 bits;
-- with erf or LayerNorm: 2**-20 of the largest |y|, and one code in a hundred may be the neighbouring one.
+- array_equal, graph optimisation off and on;
+- but for attention that multiplies p and v as floats: 2e-6;
+- and for onnx.reference on a sentence without tokens: its QuantizeLinear overflows where the scale is the
+  smallest one, 1e-29.
 """
 
 from __future__ import annotations
@@ -72,24 +70,9 @@ class Case:
         return {name: array for name, array in pairs if name not in self.constants}
 
     @property
-    def fused(self) -> bool:
-        """Whether the codes are those of a value that the operator computes with erf or LayerNorm."""
-        return self.operator.startswith(("Gelu", "AddLayerNorm"))
-
-    def bound(self, output: str, optimized: bool) -> np.ndarray:
-        """The largest difference allowed for each element."""
-        y = self.expected[output]
-        if self.fused:
-            if output == "q":
-                return np.ones(y.shape)
-            return np.full(y.shape, 2.0**-20 * np.abs(y).max())
-        if "Attention" in self.operator:
-            code = self.inputs[6] if "Bounded" in self.operator else 1 / 127
-            step = 2.5 * np.abs(self.inputs[2]).max() * code
-            return np.full(y.shape, 2e-6 if self.operator.endswith("QK") else step)
-        if optimized and "MatMul" in self.operator and self.inputs[1].ndim:
-            return 2.0**-22 * np.abs(y - self.inputs[5]) + 2.0**-23 * np.abs(y) + 1e-30
-        return np.zeros(y.shape)
+    def bound(self) -> float:
+        """The largest difference allowed."""
+        return 2e-6 if self.operator.endswith("QK") else 0.0
 
 
 def random_codes(rng: np.random.Generator, shape: tuple[int, int], bits: int) -> np.ndarray:
@@ -191,6 +174,10 @@ def fused_cases(rng: np.random.Generator) -> Iterator[Case]:
             forms: list[tuple[str, list[np.ndarray], dict[str, int | float]]] = [
                 (f"{name}QuantizeLinear", [*inputs, np.array(0.02, np.float32)], epsilon)
             ]
+            if name == "Gelu":
+                forms.append(("Gelu", inputs, {}))
+            elif label == "same":
+                forms.append(("LayerNorm", [x, gamma, beta], epsilon))
             forms += [(f"{name}QuantizePerToken", inputs, {**epsilon, "clip": clip}) for clip in (0.0, 2.5)]
             for operator, values, attributes in forms:
                 stored = tuple(key for key in ("gamma", "beta", "scale") if key in OPERATORS[operator].inputs)
@@ -225,10 +212,8 @@ def problems(case: Case, level: str, outputs: dict[str, np.ndarray]) -> list[str
             )
             continue
         difference = np.abs(y.astype(np.float64) - expected.astype(np.float64))
-        if not (difference <= case.bound(name, level == "on")).all():
+        if not (difference <= max(case.bound, 1e-29 if level == "reference" else 0)).all():
             found.append(f"{case.name} {level} {name}: differs by up to {difference.max():.3g}")
-        if case.fused and name == "q" and np.mean(difference > 0) > 0.01:
-            found.append(f"{case.name} {level} {name}: {np.mean(difference > 0):.1%} of the codes differ")
     return found
 
 

@@ -117,7 +117,7 @@ def test_export_is_valid_and_of_the_promised_format(exported: Exported) -> None:
     onnx.checker.check_model(exported.model, full_check=True)
     opsets = {entry.domain: entry.version for entry in exported.model.opset_import}
     quantised = CASES[exported.name][1] is not None
-    assert opsets == ({"": 18, "ai.qexport": 1} if quantised else {"": 18})
+    assert opsets == ({"": 18, "ai.qexport": 2} if quantised else {"": 18})
     assert exported.model.ir_version == 8
     assert (exported.model.producer_name, len(exported.model.graph.output)) == ("qexport", 1)
     for value in exported.model.graph.input:
@@ -134,10 +134,10 @@ def test_export_matches_pytorch_for_any_batch_and_length(exported: Exported) -> 
         found = session.run(None, feeds)[0]
         assert found.shape == (batch, 2)
         assert np.isfinite(found).all()
-        # every integer is the same unless LayerNorm rounds a value to the other side of a code boundary
-        np.testing.assert_allclose(found, torch_logits(exported.source, feeds), atol=5e-3)
+        # every integer is the same; what is left is the last bits of tanh and of the float head
+        np.testing.assert_allclose(found, torch_logits(exported.source, feeds), rtol=0, atol=2e-6)
     assert exported.result.parity is not None
-    assert exported.result.parity.max_abs_difference < 5e-3
+    assert exported.result.parity.max_abs_difference < 2e-6
     assert exported.result.parity.rows == len(export_module.PARITY_TEXTS)
 
 
@@ -145,7 +145,7 @@ def test_exported_file_runs_on_the_reference_evaluator(exported_as: Callable[[st
     exported = exported_as("bert-dynamic-token")
     feeds = feeds_of(exported.model, 2, 6)
     expected = session_of(exported.path, optimise=False).run(None, feeds)[0]
-    np.testing.assert_allclose(run_reference(exported.model, feeds), expected, atol=5e-3)
+    np.testing.assert_allclose(run_reference(exported.model, feeds), expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["bert-dynamic-token", "distilbert-q8bert", "bert-fp32"])
@@ -187,7 +187,7 @@ def test_every_layer_is_fused(model_type: str, activations: str, fused: str, tmp
     layers = model.config.num_hidden_layers
     assert counts[f"GeluQuantize{fused}"] == layers
     assert counts[f"AddLayerNormQuantize{fused}"] == 2 * layers  # the embeddings' is one, the last is not
-    assert counts["LayerNormalization"] == 1
+    assert counts["LayerNorm"] == 1 and counts["LayerNormalization"] == counts["Gelu"] == 0
     assert counts["Transpose"] == counts["Reshape"] == 0
     assert counts["Erf"] == (model_type == "electra")  # GELU of its head, before a float layer
     assert len(entries) == 2 * layers + 1
@@ -309,7 +309,7 @@ def test_target_options_reach_the_file(
     assert (model.opset_import[0].version, model.ir_version) == (opset, ir_version)
     inlined = opset == 18
     assert (len(model.functions) == 0, any(n.domain for n in model.graph.node)) == (inlined, not inlined)
-    assert result.parity is not None and result.parity.max_abs_difference < 5e-3
+    assert result.parity is not None and result.parity.max_abs_difference < 2e-6
     entries = folders.read_manifest(tmp_path / "out")["layer_norms"]
     assert {entry["value"] for entry in entries} <= {
         name for node in model.graph.node for name in node.output

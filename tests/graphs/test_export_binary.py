@@ -101,8 +101,8 @@ def test_exported_binary_student_equals_pytorch(exported: tuple[str, Path, Expor
         feeds["token_type_ids"] = np.zeros_like(mask)
         found = session.run(None, {name: array for name, array in feeds.items() if name in names})[0]
         # every integer is the same unless LayerNorm rounds a value to the other side of a code boundary
-        np.testing.assert_allclose(found, expected, atol=5e-3)
-    assert result.parity is not None and result.parity.max_abs_difference < 5e-3
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    assert result.parity is not None and result.parity.max_abs_difference < 2e-6
 
 
 def test_every_half_is_a_packed_binary_operator(exported: tuple[str, Path, ExportResult]) -> None:

