@@ -18,7 +18,22 @@ from transformers.activations import GELUActivation
 
 from qexport.formats import GELU_INPUT_STEPS, GELU_OUTPUT_STEPS, LARGEST_POWER, SCORE_STEPS
 
-__all__ = ["ExactGELU", "ExactLayerNorm", "exact_gelu", "exact_layer_norm", "exact_softmax", "use_exact"]
+__all__ = [
+    "ExactGELU",
+    "ExactLayerNorm",
+    "exact_average",
+    "exact_gelu",
+    "exact_layer_norm",
+    "exact_softmax",
+    "use_exact",
+]
+
+
+def _powers(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole exponentials float32 [..., S] of scores rounded to 1 / SCORE_STEPS, and their sum [..., 1]."""
+    steps = torch.round((scores - scores.amax(-1, keepdim=True)) * SCORE_STEPS)
+    powers = torch.round(torch.exp(steps / SCORE_STEPS) * LARGEST_POWER)
+    return powers, powers.sum(-1, keepdim=True)
 
 
 def exact_softmax(scores: Tensor) -> Tensor:
@@ -29,9 +44,21 @@ def exact_softmax(scores: Tensor) -> Tensor:
     Returns:
         float32 [..., S], not negative; a row adds up to 1 but for the rounding of its values.
     """
-    steps = torch.round((scores - scores.amax(-1, keepdim=True)) * SCORE_STEPS)
-    powers = torch.round(torch.exp(steps / SCORE_STEPS) * LARGEST_POWER)
-    return powers / powers.sum(-1, keepdim=True)
+    powers, total = _powers(scores)
+    return powers / total
+
+
+def exact_average(scores: Tensor, values: Tensor) -> Tensor:
+    """Values averaged by the softmax of the scores; the sum of products in float64.
+
+    Args:
+        scores: float32 [..., S, T], as in `exact_softmax`.
+        values: float32 [..., T, D].
+    Returns:
+        float32 [..., S, D].
+    """
+    powers, total = _powers(scores)
+    return (powers.double() @ values.double()).float() / total
 
 
 def exact_gelu(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from qexport.errors import UnsupportedModelError
 from qexport.formats import max_code
-from qexport.training.exact import exact_softmax, use_exact
+from qexport.training.exact import exact_average, exact_softmax, use_exact
 from qexport.training.ghosts import add_ghosts, has_ghosts
 from qexport.training.quant_config import QuantConfig
 from qexport.training.quantizers import (
@@ -363,22 +363,33 @@ def qexport_attention(
         scores = (sites.query(query) @ sites.key(key).transpose(-1, -2)) * scaling
     if attention_mask is not None:
         scores = scores + torch.where(attention_mask, 0.0, MASKED_SCORE)
-    if integer:
-        probabilities = exact_softmax(scores)
-    else:
-        probabilities = functional.softmax(scores, dim=-1, dtype=torch.float32)
-    if dropout:
-        probabilities = functional.dropout(probabilities, p=dropout, training=module.training)
-    if sites is None or sites.probabilities is None or sites.value is None:
-        context = probabilities.to(value.dtype) @ value
-    elif integer:
-        p, p_scale = sites.probabilities.codes(probabilities)
-        v, v_scale = sites.value.codes(value, attention_mask)
-        acc = integer_matmul(p, v.transpose(-1, -2), sites.probabilities.top * sites.value.top)
-        context = acc * (p_scale * v_scale)
-    else:
-        context = sites.probabilities(probabilities) @ sites.value(value, attention_mask)
+    context = _context(sites, scores, value, attention_mask, dropout, integer, module.training)
     return context.transpose(1, 2).contiguous(), scores
+
+
+def _context(
+    sites: AttentionQuantizers | None,
+    scores: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    integer: bool,
+    training: bool,
+) -> Tensor:
+    """Values averaged by the softmax of the scores, float32 [B, H, S, D]."""
+    if sites is None or sites.probabilities is None or sites.value is None:
+        if integer:
+            return exact_average(scores, value)
+        probabilities = functional.softmax(scores, dim=-1, dtype=torch.float32)
+        return functional.dropout(probabilities, p=dropout, training=training).to(value.dtype) @ value
+    if integer:
+        p, p_scale = sites.probabilities.codes(exact_softmax(scores))
+        v, v_scale = sites.value.codes(value, mask)
+        acc = integer_matmul(p, v.transpose(-1, -2), sites.probabilities.top * sites.value.top)
+        return acc * (p_scale * v_scale)
+    probabilities = functional.softmax(scores, dim=-1, dtype=torch.float32)
+    dropped = functional.dropout(probabilities, p=dropout, training=training)
+    return sites.probabilities(dropped) @ sites.value(value, mask)
 
 
 def _key_mask(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:

@@ -20,7 +20,9 @@ whether an input or an attribute is there, so each way of finding the scales has
 | QuantizedAttentionStatic | inputs q_scale, k_scale, p_scale, v_scale, float32 scalars |
 | QuantizedAttentionStaticBounded | the same; codes of q, k, v in -top..top, of p in 0..p_top |
 
-The first three names with the suffix QK quantise q and k only; p and v stay float32.
+The first three names with the suffix QK quantise q and k only; p and v stay floats there:
+
+    Y = float32(sum e * v in float64) / sum e
 """
 
 from __future__ import annotations
@@ -140,21 +142,26 @@ def _probabilities(body: Body, p: str, activation: str, bounded: bool) -> tuple[
     return body.node("Clip", codes, body.constant(0, np.uint8), body.constant(127, np.uint8)), "p_scale"
 
 
-def _softmax(body: Body, steps: str) -> str:
-    """Probabilities float32 [B, H, S, S] of scores that are given in steps of 1 / SCORE_STEPS."""
+def _powers(body: Body, steps: str) -> tuple[str, str]:
+    """Whole exponentials float32 [B, H, S, S] of scores in steps of 1 / SCORE_STEPS, and their sum."""
     below = body.node("Sub", steps, body.reduce("ReduceMax", steps, [-1], keepdims=True))
     exponent = body.node("Mul", body.node("Round", below), body.constant(1 / SCORE_STEPS, np.float32))
     power = body.node("Mul", body.node("Exp", exponent), body.constant(LARGEST_POWER, np.float32))
     whole = body.node("Round", power)
-    total = body.node("ReduceSum", whole, body.constant([-1], np.int64), keepdims=1)
-    return body.node("Div", whole, total)
+    return whole, body.node("ReduceSum", whole, body.constant([-1], np.int64), keepdims=1)
+
+
+def powers_of(scores: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Whole exponentials of scores rounded to steps, and their sum over the last axis, of length 1 there."""
+    steps = np.rint((scores - scores.max(axis=-1, keepdims=True)) * np.float32(SCORE_STEPS))
+    power = np.rint(np.exp(steps / np.float32(SCORE_STEPS)) * np.float32(LARGEST_POWER))
+    return power, power.sum(axis=-1, keepdims=True, dtype=np.float32)
 
 
 def softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Softmax over the last axis, from scores rounded to steps and with whole exponentials."""
-    steps = np.rint((scores - scores.max(axis=-1, keepdims=True)) * np.float32(SCORE_STEPS))
-    power = np.rint(np.exp(steps / np.float32(SCORE_STEPS)) * np.float32(LARGEST_POWER))
-    return np.asarray(power / power.sum(axis=-1, keepdims=True, dtype=np.float32))
+    powers, total = powers_of(scores)
+    return np.asarray(powers / total)
 
 
 def _build(body: Body, activation: str, quantize_pv: bool, bounded: bool) -> None:
@@ -176,15 +183,18 @@ def _build(body: Body, activation: str, quantize_pv: bool, bounded: bool) -> Non
     drop = body.node(
         "Where", "mask", body.constant(0, np.float32), body.constant(-MASKED * SCORE_STEPS, np.float32)
     )
-    p = _softmax(body, body.node("Sub", scores, drop))
+    powers, total = _powers(body, body.node("Sub", scores, drop))
     if quantize_pv:
+        p = body.node("Div", powers, total)
         codes, p_scale = _probabilities(body, p, activation, bounded)
         values, v_scale = _values(body, heads[2], activation, bounded)
         out = body.node("Cast", body.node("MatMulInteger", codes, values), to=onnx.TensorProto.FLOAT)
         scale = body.node("Mul", p_scale, v_scale)
         context = body.node("Mul", out, body.node("Unsqueeze", scale, last) if per_token else scale)
     else:
-        context = body.node("MatMul", p, heads[2])
+        wide = (body.node("Cast", x, to=onnx.TensorProto.DOUBLE) for x in (powers, heads[2]))
+        average = body.node("Cast", body.node("MatMul", *wide), to=onnx.TensorProto.FLOAT)
+        context = body.node("Div", average, total)
     together = body.node("Transpose", context, perm=[0, 2, 1, 3])
     body.node("Reshape", together, body.constant([0, 0, -1], np.int64), output="Y")
 
@@ -228,9 +238,11 @@ def _reference(
     across = k_scale.swapaxes(-1, -2) if k_scale.ndim else k_scale
     scores = acc.astype(np.float32) * across * (q_scale * np.float32(scaling))
     scores = scores + np.where(mask, np.float32(0), np.float32(MASKED))
-    p = softmax(scores)
     if not quantize_pv:
-        return (_join(np.matmul(p, v)),)
+        powers, total = powers_of(scores)
+        average = np.matmul(powers.astype(np.float64), v.astype(np.float64)).astype(np.float32)
+        return (_join(average / total),)
+    p = softmax(scores)
     p_scale = scale(p, 2, 0.0)
     if activation == "dynamic-token":
         kept = np.where(mask.swapaxes(-1, -2), np.abs(v).max(axis=-1, keepdims=True), np.float32(0))

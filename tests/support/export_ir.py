@@ -82,9 +82,10 @@ class QuantAttention(OpRun):
         scores = scores + np.where(mask, np.float32(0), np.float32(-10000))
         steps = np.rint((scores - scores.max(-1, keepdims=True)) * np.float32(256))
         p = np.rint(np.exp(steps / np.float32(256)) * np.float32(1117))
-        p = p / p.sum(-1, keepdims=True)
+        total = p.sum(-1, keepdims=True)
         if not quantize_p:
-            return ((p @ v).astype(np.float32),)
+            return ((p.astype(np.float64) @ v.astype(np.float64)).astype(np.float32) / total,)
+        p = p / total
         pc, ps = codes_of(p, act, 0.0, p_scale, top=attributes.get("p_top") or top)
         kept = v * mask.swapaxes(-1, -2) if act == "dynamic-token" else v
         _, vs = codes_of(kept, act, clip, v_scale, axes=(-2, -1))
