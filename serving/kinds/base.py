@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qexport.serving.evaluate import EvalRows
 
 __all__ = [
+    "LOOSE_PARITY_LIMIT",
     "PARITY_LIMIT",
     "Agreement",
     "Float32Array",
@@ -31,8 +32,11 @@ __all__ = [
     "stack_rows",
 ]
 
-PARITY_LIMIT = 0.1
+PARITY_LIMIT = 1e-3
 """Largest difference of an output to PyTorch that an exported file may have; more is refused."""
+
+LOOSE_PARITY_LIMIT = 0.1
+"""The same where the activation function is a library's, whose last bits decide a code now and then."""
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]

@@ -3,10 +3,10 @@
 //   t = (float(q_codes k_codes^T) * k_scale) * ((q_scale * scaling) * 256) - (kept ? 0 : 2560000)      256 times the score
 //   E = round(1117 * exp(round(t - max t) / 256)),  p = E / sum E          max and sum over the tokens of the row; E is 0..1117
 //   codes of p = round(p / p_scale) in 0..p_top
-//   Y = float(p_codes v_codes) * (p_scale * v_scale), or Y = p v in float32
+//   Y = float(p_codes v_codes) * (p_scale * v_scale), or Y = float(sum of E v) / sum E
 //
 // Codes of q, k and v are round(x / scale). Every step is one float32 operation, rounded, and sum E is exact below 2**24, so in
-// whatever order, every processor finds the same Y; but for p v, whose sum over the tokens may use fused multiply-add.
+// whatever order, every processor finds the same Y. The sum of E v is taken in float64, where its order shows once in 1e8 values.
 // A score that is infinite or NaN, as only infinite scales and overflow make it, has E = 0; a row of such scores has p = 0 and Y = 0.
 //
 // k and v are laid out as panels of 8-bit codes (core.h), so the products are those of an 8-bit weight: k [tokens, width]
@@ -44,7 +44,7 @@ struct Room {
   float* k_scale;    // [columns]
   float* drop;       // [columns]: 0 or DROP; inf past the tokens
   float* q_scale;    // [QUERY_BLOCK, in whole panels]: (q_scale * scaling) * 256
-  float* p_scale;    // [QUERY_BLOCK]
+  float* p_scale;    // [QUERY_BLOCK]; where p stays float: the sums of its powers
 };
 
 static size_t place(Room& room, const Attention& call, char* memory) {
@@ -297,31 +297,41 @@ QX_APART void products(
   accumulate(a, lda, rows, w, steps * STEP_BYTES, panels, steps, kind, sums, panels * PANEL);
 }
 
-// Y = P V in float32 for queries first .. first + count - 1, R of them and D vectors of channels at a time.
+// Y = float(sum of E v, in float64) / sum of E for queries first .. first + count - 1, R of them and D half vectors of channels at a
+// time. A product of E and a float32 is exact in float64; the sum is taken token after token.
 template <int R, int D>
-QX_INLINE void float_values_of(
-    const Room& room, const Head& head, int64_t tokens, int64_t first, int64_t r, int64_t d, int64_t channels) {
+QX_INLINE void float_values_of(const Room& room, const Head& head, int64_t tokens, int64_t first, int64_t r, int64_t d) {
+  constexpr int64_t HALF = LANES / 2;
+  typedef float Half __attribute__((vector_size(HALF * 4)));
   const float* v = head.v + d;
-  const float* p = room.scores + r * room.columns;
-  F32 sums[R][D] = {};
+  const float* powers = room.scores + r * room.columns;
+  F64 sums[R][D] = {};
   for (int64_t t = 0; t < tokens; ++t) {
-    F32 value[D];
-    for (int j = 0; j < D; ++j) value[j] = load(v + t * head.stride + j * LANES, channels - j * LANES);
+    F64 value[D];
+    for (int j = 0; j < D; ++j) value[j] = load_wide(v + t * head.stride + j * HALF);
     for (int i = 0; i < R; ++i)
-      for (int j = 0; j < D; ++j) sums[i][j] = multiply_add(all(p[i * room.columns + t]), value[j], sums[i][j]);
+      for (int j = 0; j < D; ++j) sums[i][j] = sums[i][j] + value[j] * static_cast<double>(powers[i * room.columns + t]);
   }
   for (int i = 0; i < R; ++i)
-    for (int j = 0; j < D; ++j)
-      store(head.y + (first + r + i) * head.stride + d + j * LANES, sums[i][j], channels - j * LANES);
+    for (int j = 0; j < D; ++j) {
+      const Half average = __builtin_convertvector(sums[i][j], Half) / room.p_scale[r + i];
+      __builtin_memcpy(head.y + (first + r + i) * head.stride + d + j * HALF, &average, sizeof average);
+    }
 }
 
 template <int R>
 QX_APART void float_values(const Room& room, const Head& head, int64_t tokens, int64_t width, int64_t first, int64_t r) {
+  constexpr int64_t HALF = LANES / 2;
   int64_t d = 0;
-  for (; d + 2 * LANES <= width; d += 2 * LANES) float_values_of<R, 2>(room, head, tokens, first, r, d, 2 * LANES);
-  sweep(width - d, [&](int64_t i, int64_t channels) __attribute__((always_inline)) {
-    float_values_of<R, 1>(room, head, tokens, first, r, d + i, channels);
-  });
+  for (; d + 2 * HALF <= width; d += 2 * HALF) float_values_of<R, 2>(room, head, tokens, first, r, d);
+  for (; d + HALF <= width; d += HALF) float_values_of<R, 1>(room, head, tokens, first, r, d);
+  for (; d < width; ++d)
+    for (int i = 0; i < R; ++i) {
+      double sum = 0;
+      for (int64_t t = 0; t < tokens; ++t)
+        sum += static_cast<double>(head.v[t * head.stride + d]) * static_cast<double>(room.scores[(r + i) * room.columns + t]);
+      head.y[(first + r + i) * head.stride + d] = static_cast<float>(sum) / room.p_scale[r + i];
+    }
 }
 
 struct AttentionTasks {
@@ -369,14 +379,11 @@ static void attend(const AttentionTasks& tasks, const Room& room, const Head& he
       });
       const float largest_p = LARGEST_POWER / sum;
       most = largest_p > most ? largest_p : most;
-      if (tasks.only_largest) continue;
-      room.p_scale[r] = call.p_scale;
+      room.p_scale[r] = integers ? call.p_scale : sum;
+      if (!integers) continue;
       for (int64_t c = 0; c < columns; c += LANES) {
         const F32 p = load(scores + c) / sum;
-        if (integers)
-          put_codes(codes + c, {at_most(at_least(p / call.p_scale, F32{}), p_top)});
-        else
-          store(scores + c, p);
+        put_codes(codes + c, {at_most(at_least(p / call.p_scale, F32{}), p_top)});
       }
     }
     if (tasks.only_largest) continue;

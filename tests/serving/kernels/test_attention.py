@@ -1,7 +1,4 @@
-"""Attention: Y of the kernels is that of the body and of the reference, bit for bit.
-
-But for the QK forms, where p v is a sum in float32: p is the same, and the sum has a bound.
-"""
+"""Attention: Y of the kernels is that of the body and of the reference, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +16,6 @@ from qexport.formats import ACTIVATION_MODES
 from qexport.graphs.operators import OPERATORS, attention_name
 
 Array = np.ndarray
-U = 2.0**-24
 FORMS = [(activation, pv) for activation in ACTIVATION_MODES for pv in (True, False)]
 forms = pytest.mark.parametrize(("activation", "quantize_pv"), FORMS)
 
@@ -28,7 +24,7 @@ def reference(
     q: Array, k: Array, v: Array, mask: Array, *, activation: str, quantize_pv: bool,
     fixed: tuple[float, ...] = (), clip: float = 0.0, **attributes: Any,
 ) -> Array:  # fmt: skip
-    """Y of the operator's numpy reference, [B, S, C]; of the QK forms in float64 where v is float64."""
+    """Y of the operator's numpy reference, [B, S, C]."""
     if activation != "static":
         attributes["clip"] = clip
     operator = OPERATORS[attention_name(activation, quantize_pv=quantize_pv, bounded="top" in attributes)]
@@ -37,17 +33,14 @@ def reference(
 
 
 def agrees(y: Array, q: Array, k: Array, v: Array, mask: Array, *, quantize_pv: bool, **chosen: Any) -> bool:
-    """Whether Y is the reference's, bit for bit; of the QK forms, whether it is the sum of p v in float32.
+    """Whether Y is the reference's, bit for bit.
 
-    That is a sum of S products in any order, with S + 1 roundings at most, each of at most 2**-24 sum p |v|.
+    Of the QK forms one value may be its neighbour: the order of a sum in float64 shows in one of 10**8.
     """
-    if quantize_pv:
-        return np.array_equal(y, reference(q, k, v, mask, quantize_pv=True, **chosen))
-    wide = v.astype(np.float64)
-    exact = reference(q, k, wide, mask, quantize_pv=False, **chosen)
-    assert exact.dtype == np.float64
-    spread = reference(q, k, np.abs(wide), mask, quantize_pv=False, **chosen)
-    return bool((np.abs(y - exact) <= (q.shape[1] + 2) * U * spread).all())
+    exact = reference(q, k, v, mask, quantize_pv=quantize_pv, **chosen)
+    if quantize_pv or np.array_equal(y, exact):
+        return np.array_equal(y, exact)
+    return np.count_nonzero(y != exact) == 1 and np.allclose(y, exact, rtol=2**-23, atol=0)
 
 
 def arrays(seed: int, batch: int, tokens: int, channels: int, sharpness: float = 1.0) -> list[Array]:
