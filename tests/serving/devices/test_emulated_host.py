@@ -59,7 +59,7 @@ def test_an_arm64_host_gives_the_numbers_of_x86(
             for mode, name in zip(target.modes, ("stock", "native"), strict=True):
                 runner = place.open(ternary_folder / "model.onnx", mode=mode, threads=1)
                 assert runner.facts["architecture"] == "aarch64"
-                np.testing.assert_allclose(runner.run(BATCH)["logits"], expected[name], atol=2e-2)
+                np.testing.assert_allclose(runner.run(BATCH)["logits"], expected[name], atol=1e-5)
         finally:
             place.close()
         assert server.left_behind() == []
