@@ -62,7 +62,7 @@ def test_a_folder_that_may_not_be_written_is_one_sentence() -> None:
 @pytest.mark.slow
 @on_x86_linux
 def test_emulated_arm64_gives_the_numbers_of_x86(ternary_folder: Path) -> None:
-    """Logits differ by the last bits of the float head, and instructions are counted nearly the same twice."""
+    """Logits differ by the last bits of the float head; instructions are counted nearly the same twice."""
     target = get_target("arm64")
     try:
         target.check()

@@ -91,20 +91,6 @@ def same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
     )
 
 
-def agrees(name: str, found: Mapping[str, np.ndarray], body: Mapping[str, np.ndarray]) -> bool:
-    """Whether the kernels may give `found` where the bodies give `body`: the same bits.
-
-    Args:
-        name: an operator, or any model. The QK forms multiply p and v in float32, in any order: of those Y
-            may differ by 1e-6 of its largest value.
-        found: outputs of the kernels.
-        body: outputs of the bodies.
-    """
-    if name.startswith("QuantizedAttention") and name.endswith("QK"):
-        return bool(np.abs(found["Y"] - body["Y"]).max() <= 1e-6 * np.abs(body["Y"]).max())
-    return same(found, body)
-
-
 Example = tuple[dict[str, np.ndarray], dict[str, "int | float"], tuple[str, ...]]
 
 

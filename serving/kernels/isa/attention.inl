@@ -45,6 +45,7 @@ struct Room {
   float* drop;       // [columns]: 0 or DROP; inf past the tokens
   float* q_scale;    // [QUERY_BLOCK, in whole panels]: (q_scale * scaling) * 256
   float* p_scale;    // [QUERY_BLOCK]; where p stays float: the sums of its powers
+  double* powers;    // [4, columns], where p stays float
 };
 
 static size_t place(Room& room, const Attention& call, char* memory) {
@@ -61,8 +62,8 @@ static size_t place(Room& room, const Attention& call, char* memory) {
   };
   take(room.q, QUERY_BLOCK * Q_HALVES * room.width);
   take(room.k, room.columns * room.width);
-  take(room.v, room.width_panels * PANEL * room.tokens);
-  take(room.p, QUERY_BLOCK * room.p_width);
+  take(room.v, call.quantize_pv ? room.width_panels * PANEL * room.tokens : 0);
+  take(room.p, call.quantize_pv ? QUERY_BLOCK * room.p_width : 0);
   take(room.scores, QUERY_BLOCK * room.columns);
   take(room.sums, QUERY_BLOCK * room.width_panels * PANEL);
   take(room.k_sums, room.columns);
@@ -71,6 +72,7 @@ static size_t place(Room& room, const Attention& call, char* memory) {
   take(room.drop, room.columns);
   take(room.q_scale, round_up(QUERY_BLOCK, PANEL));
   take(room.p_scale, QUERY_BLOCK);
+  take(room.powers, call.quantize_pv ? 0 : 4 * room.columns);
   return used;
 }
 
@@ -297,41 +299,46 @@ QX_APART void products(
   accumulate(a, lda, rows, w, steps * STEP_BYTES, panels, steps, kind, sums, panels * PANEL);
 }
 
-// Y = float(sum of E v, in float64) / sum of E for queries first .. first + count - 1, R of them and D half vectors of channels at a
-// time. A product of E and a float32 is exact in float64; the sum is taken token after token.
+// Sums of E v in float64, rounded to float32 once, for R queries and D half vectors of channels. The product of a power and a float32 is
+// exact in float64, so fused multiply-add changes nothing; the sum is taken token after token.
 template <int R, int D>
-QX_INLINE void float_values_of(const Room& room, const Head& head, int64_t tokens, int64_t first, int64_t r, int64_t d) {
+QX_INLINE void sum_values_of(const double* powers, int64_t columns, const float* v, int64_t stride, int64_t tokens, float* y) {
   constexpr int64_t HALF = LANES / 2;
-  typedef float Half __attribute__((vector_size(HALF * 4)));
-  const float* v = head.v + d;
-  const float* powers = room.scores + r * room.columns;
   F64 sums[R][D] = {};
   for (int64_t t = 0; t < tokens; ++t) {
     F64 value[D];
-    for (int j = 0; j < D; ++j) value[j] = load_wide(v + t * head.stride + j * HALF);
+    for (int j = 0; j < D; ++j) value[j] = load_wide(v + t * stride + j * HALF);
     for (int i = 0; i < R; ++i)
-      for (int j = 0; j < D; ++j) sums[i][j] = sums[i][j] + value[j] * static_cast<double>(powers[i * room.columns + t]);
+      for (int j = 0; j < D; ++j) sums[i][j] = multiply_add(all(powers[i * columns + t]), value[j], sums[i][j]);
   }
   for (int i = 0; i < R; ++i)
-    for (int j = 0; j < D; ++j) {
-      const Half average = __builtin_convertvector(sums[i][j], Half) / room.p_scale[r + i];
-      __builtin_memcpy(head.y + (first + r + i) * head.stride + d + j * HALF, &average, sizeof average);
-    }
+    for (int j = 0; j < D; ++j) store_narrow(y + i * stride + j * HALF, sums[i][j]);
 }
 
+// Y = float(sum of E v) / sum of E for R queries from row r of the scores on, which is query `query`.
 template <int R>
-QX_APART void float_values(const Room& room, const Head& head, int64_t tokens, int64_t width, int64_t first, int64_t r) {
+QX_APART void float_values(const Room& room, const Head& head, int64_t tokens, int64_t width, int64_t query, int64_t r) {
   constexpr int64_t HALF = LANES / 2;
+  const int64_t columns = room.columns, stride = head.stride;
+  const float* scores = room.scores + r * columns;
+  double* powers = room.powers;
+  for (int64_t i = 0; i < R * columns; i += HALF) *reinterpret_cast<F64M*>(powers + i) = load_wide(scores + i);
+  float* y = head.y + query * stride;
   int64_t d = 0;
-  for (; d + 2 * HALF <= width; d += 2 * HALF) float_values_of<R, 2>(room, head, tokens, first, r, d);
-  for (; d + HALF <= width; d += HALF) float_values_of<R, 1>(room, head, tokens, first, r, d);
-  for (; d < width; ++d)
+  for (; d + 2 * HALF <= width; d += 2 * HALF) sum_values_of<R, 2>(powers, columns, head.v + d, stride, tokens, y + d);
+  for (; d + HALF <= width; d += HALF) sum_values_of<R, 1>(powers, columns, head.v + d, stride, tokens, y + d);
+  for (; d < width; ++d) {
     for (int i = 0; i < R; ++i) {
       double sum = 0;
-      for (int64_t t = 0; t < tokens; ++t)
-        sum += static_cast<double>(head.v[t * head.stride + d]) * static_cast<double>(room.scores[(r + i) * room.columns + t]);
-      head.y[(first + r + i) * head.stride + d] = static_cast<float>(sum) / room.p_scale[r + i];
+      for (int64_t t = 0; t < tokens; ++t) sum += static_cast<double>(head.v[t * stride + d]) * powers[i * columns + t];
+      y[i * stride + d] = static_cast<float>(sum);
     }
+  }
+  for (int i = 0; i < R; ++i) {
+    const F32 sum = all(room.p_scale[r + i]);
+    float* row = y + i * stride;
+    sweep(width, [&](int64_t c, int64_t count) __attribute__((always_inline)) { store(row + c, load(row + c, count) / sum, count); });
+  }
 }
 
 struct AttentionTasks {
@@ -389,8 +396,8 @@ static void attend(const AttentionTasks& tasks, const Room& room, const Head& he
     if (tasks.only_largest) continue;
     if (!integers) {
       int64_t r = 0;
-      for (; r + 4 <= count; r += 4) float_values<4>(room, head, call.tokens, call.width, first, r);
-      for (; r < count; ++r) float_values<1>(room, head, call.tokens, call.width, first, r);
+      for (; r + 4 <= count; r += 4) float_values<4>(room, head, call.tokens, call.width, first + r, r);
+      for (; r < count; ++r) float_values<1>(room, head, call.tokens, call.width, first + r, r);
       continue;
     }
     products(room.p, p_width, count, room.v, room.width_panels, room.tokens / 4, PROBABILITIES, room.sums);

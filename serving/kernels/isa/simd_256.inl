@@ -47,6 +47,11 @@ QX_INLINE F32 rounded(F32 x) {
       _mm256_round_ps(reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 QX_INLINE F64 load_wide(const float* p) { return reinterpret_cast<F64>(_mm256_cvtps_pd(_mm_loadu_ps(p))); }
+QX_INLINE void store_narrow(float* p, F64 x) { _mm_storeu_ps(p, _mm256_cvtpd_ps(reinterpret_cast<__m256d>(x))); }
+QX_INLINE F64 multiply_add(F64 a, F64 b, F64 c) {
+  return reinterpret_cast<F64>(
+      _mm256_fmadd_pd(reinterpret_cast<__m256d>(a), reinterpret_cast<__m256d>(b), reinterpret_cast<__m256d>(c)));
+}
 QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
   return reinterpret_cast<F32>(
       _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));

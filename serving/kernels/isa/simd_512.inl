@@ -40,6 +40,13 @@ QX_INLINE F32 rounded(F32 x) {
       0xffff, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 QX_INLINE F64 load_wide(const float* p) { return reinterpret_cast<F64>(_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p))); }
+QX_INLINE void store_narrow(float* p, F64 x) {
+  _mm256_storeu_ps(p, _mm512_maskz_cvtpd_ps(0xff, reinterpret_cast<__m512d>(x)));
+}
+QX_INLINE F64 multiply_add(F64 a, F64 b, F64 c) {
+  return reinterpret_cast<F64>(
+      _mm512_fmadd_pd(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b), reinterpret_cast<__m512d>(c)));
+}
 QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
   return reinterpret_cast<F32>(
       _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));

@@ -19,6 +19,11 @@ QX_INLINE F32 at_most(F32 x, F32 bound) { return x < bound ? x : bound; }
 QX_INLINE F32 at_least(F32 x, F32 bound) { return x > bound ? x : bound; }
 QX_INLINE F32 rounded(F32 x) { return reinterpret_cast<F32>(vrndnq_f32(reinterpret_cast<float32x4_t>(x))); }
 QX_INLINE F64 load_wide(const float* p) { return reinterpret_cast<F64>(vcvt_f64_f32(vld1_f32(p))); }
+QX_INLINE void store_narrow(float* p, F64 x) { vst1_f32(p, vcvt_f32_f64(reinterpret_cast<float64x2_t>(x))); }
+QX_INLINE F64 multiply_add(F64 a, F64 b, F64 c) {
+  return reinterpret_cast<F64>(vfmaq_f64(
+      reinterpret_cast<float64x2_t>(c), reinterpret_cast<float64x2_t>(a), reinterpret_cast<float64x2_t>(b)));
+}
 QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
   return reinterpret_cast<F32>(vfmaq_f32(
       reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));

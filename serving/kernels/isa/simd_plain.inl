@@ -19,4 +19,9 @@ QX_INLINE F32 rounded(F32 x) {
   return size < 8388608.0f ? as_float(as_int(near) | (as_int(x) & INT32_MIN)) : x;
 }
 QX_INLINE F64 load_wide(const float* p) { return F64{static_cast<double>(p[0]), static_cast<double>(p[1])}; }
+QX_INLINE void store_narrow(float* p, F64 x) {
+  p[0] = static_cast<float>(x[0]);
+  p[1] = static_cast<float>(x[1]);
+}
+QX_INLINE F64 multiply_add(F64 a, F64 b, F64 c) { return a * b + c; }
 QX_INLINE F32 multiply_add(F32 a, F32 b, F32 c) { return a * b + c; }

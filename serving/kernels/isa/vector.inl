@@ -9,7 +9,7 @@
 //   at_most(x, bound), at_least(x, bound)   the smaller and the larger of the two; `bound` where x is NaN
 //   largest_of(x), sum_of(x)        over the lanes; the sum in halves: lane i + lane i + LANES / 2, and so on
 //   rounded(x)                       the nearest whole number, halves to even, as a float of any magnitude; infinite and NaN stay
-//   load_wide(p)                     LANES / 2 floats as doubles (GCC 12 takes its own conversion apart)
+//   load_wide(p), store_narrow(p, F64)   LANES / 2 floats as doubles, and back, rounded (GCC 12 takes its own conversions apart)
 //   multiply_add(a, b, c)            a * b + c, rounded once where the processor can; never used where results must be exact
 //   and what unpack.inl asks for
 
@@ -20,6 +20,7 @@ typedef uint8_t U8 __attribute__((vector_size(LANES)));
 typedef int8_t S8 __attribute__((vector_size(LANES)));
 // The same in memory, at any address.
 typedef float F32M __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef double F64M __attribute__((vector_size(LANES * 4), aligned(8), may_alias));
 typedef int32_t I32M __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint8_t U8M __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef int8_t S8M __attribute__((vector_size(LANES), aligned(1), may_alias));
@@ -48,7 +49,8 @@ QX_APART void store_piece(float* p, F32 x, int64_t count) {
 }
 QX_INLINE F32 load(const float* p, int64_t count) { return count >= LANES ? load(p) : load_piece(p, count); }
 QX_INLINE void store(float* p, F32 x, int64_t count) { count >= LANES ? store(p, x) : store_piece(p, x, count); }
-QX_INLINE F32 all(float x) { return F32{} + x; }
+QX_INLINE F32 all(float x) { return x - F32{}; }  // (x + 0 would stay an addition: it turns -0 to 0)
+QX_INLINE F64 all(double x) { return x - F64{}; }
 QX_INLINE F32 to_float(I32 x) { return __builtin_convertvector(x, F32); }
 QX_INLINE F32 as_float(I32 x) { return reinterpret_cast<F32>(x); }
 QX_INLINE I32 as_int(F32 x) { return reinterpret_cast<I32>(x); }

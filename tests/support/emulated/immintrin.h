@@ -106,6 +106,21 @@ EMULATED __m512d maskz_cvtps_pd(__mmask8, __m256 x) {
   __builtin_memcpy(&wide, halves, 64);
   return wide;
 }
+EMULATED __m256d half(__m512d x, int which) {
+  __m256d halves[2];
+  __builtin_memcpy(halves, &x, 64);
+  return halves[which];
+}
+EMULATED __m256 maskz_cvtpd_ps(__mmask8, __m512d x) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(half(x, 0))), _mm256_cvtpd_ps(half(x, 1)), 1);
+}
+EMULATED __m512d fmadd_pd(__m512d a, __m512d b, __m512d c) {
+  const __m256d halves[2] = {
+      _mm256_fmadd_pd(half(a, 0), half(b, 0), half(c, 0)), _mm256_fmadd_pd(half(a, 1), half(b, 1), half(c, 1))};
+  __m512d sum;
+  __builtin_memcpy(&sum, halves, 64);
+  return sum;
+}
 EMULATED __m256 maskz_extractf32x8_ps(__mmask8 mask, __m512 x, int which) {
   return half(masked(static_cast<__mmask16>(which ? mask << 8 : mask), x), which);
 }
@@ -224,6 +239,8 @@ inline void tile_release() {
 #undef _mm512_maskz_extractf32x8_ps
 #undef _mm512_maskz_roundscale_ps
 #undef _mm512_maskz_cvtps_pd
+#undef _mm512_maskz_cvtpd_ps
+#undef _mm512_fmadd_pd
 #undef _mm512_dpbusd_epi32
 #undef _mm256_dpbusd_avx_epi32
 
@@ -247,6 +264,8 @@ inline void tile_release() {
 #define _mm512_maskz_extractf32x8_ps(mask, x, which) emulated::maskz_extractf32x8_ps(mask, x, which)
 #define _mm512_maskz_roundscale_ps(mask, x, how) emulated::maskz_roundscale_ps<how>(mask, x)
 #define _mm512_maskz_cvtps_pd(mask, x) emulated::maskz_cvtps_pd(mask, x)
+#define _mm512_maskz_cvtpd_ps(mask, x) emulated::maskz_cvtpd_ps(mask, x)
+#define _mm512_fmadd_pd(a, b, c) emulated::fmadd_pd(a, b, c)
 #define _mm512_dpbusd_epi32(sums, a, b) emulated::dpbusd<__m512i>(sums, a, b)
 #define _mm256_dpbusd_avx_epi32(sums, a, b) emulated::dpbusd<__m256i>(sums, a, b)
 
