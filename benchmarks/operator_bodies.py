@@ -71,11 +71,11 @@ def compare(
             start = time.perf_counter()
             one.run(None, feed)
             times[name].append(1e6 * (time.perf_counter() - start))
-    print(f"\n{title}\n{'body':34s} {'median':>8s} {'25 %':>8s} {'75 %':>8s}  difference")
+    print(f"\n{title}\n{'body':44s} {'median':>8s} {'25 %':>8s} {'75 %':>8s}  difference")
     for name, values in times.items():
         low, middle, high = np.percentile(values, [25, 50, 75])
         found = sessions[name].run(None, feed)[0].astype(np.float64)
-        print(f"{name:34s} {middle:8.0f} {low:8.0f} {high:8.0f}  {np.abs(found - expected).max():.2g}")
+        print(f"{name:44s} {middle:8.0f} {low:8.0f} {high:8.0f}  {np.abs(found - expected).max():.2g}")
 
 
 def finish(body: Body, codes: str, scale: str) -> None:
@@ -159,7 +159,7 @@ def products(rng: np.random.Generator, repeats: int, tokens: int) -> None:
         ):
             feed = {"A": a, "a": scale}
             exact = (a.astype(np.int64) - 128) @ stored["W"].astype(np.int64)
-            expected = (exact.astype(np.float32) * (scale * stored["s"]) + stored["b"]).astype(np.float64)
+            expected = (exact.astype(np.float32) * stored["s"] * scale + stored["b"]).astype(np.float64)
 
             def build(
                 tail: str,
@@ -176,17 +176,19 @@ def products(rng: np.random.Generator, repeats: int, tokens: int) -> None:
                         product = body.node("Mul", body.node("Mul", real, "s"), "a")
                     else:
                         product = body.node("Mul", real, body.node("Mul", "a", "s"))
-                    name = "minus_b" if tail == "Sub" else "b"
-                    body.node("Sub" if tail == "Sub" else "Add", product, name, output="Y")
+                    if tail == "Add":
+                        body.node("Add", product, "b", output="Y")
+                    else:
+                        body.node("Sub", product, "minus_b", output="Y")
 
                 return session(body_model(write, feed, {"Y": int(TensorProto.FLOAT)}, stored), fuse=fuse)
 
             sessions = {
-                "used: Sub, fused": build("Sub"),
-                "Sub, fusion disabled": build("Sub", fuse=False),
-                "Mul, Mul, Add, fusion disabled": build("in turn", fuse=False),
-                "Add, fused (wrong with tokens)": build("Add"),
-                "Sub, fused, weight uint8": build("Sub", stored=wide, wide=True),
+                "used: Mul by b, Mul by a, Sub": build("in turn"),
+                "Mul by a * b, Sub, fused": build("Sub"),
+                "Mul by a * b, Sub, fusion disabled": build("Sub", fuse=False),
+                "Mul by a * b, Add, fused (wrong with tokens)": build("Add"),
+                "Mul by a * b, Sub, fused, weight uint8": build("Sub", stored=wide, wide=True),
             }
             compare(f"{tokens} x {k} x {n}, {label}", sessions, feed, expected, repeats)
 
