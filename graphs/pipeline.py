@@ -28,6 +28,7 @@ from qexport.graphs.operators.quantize import QUANTIZERS
 from qexport.graphs.rewrites import (
     EXPORT_DOMAIN,
     expand_row_quantize,
+    first_token,
     fold_transpose,
     fuse_gelu,
     fuse_layer_norm,
@@ -196,6 +197,7 @@ PASSES = (
     Pass("fuse-gelu", _rules(fuse_gelu.rules)),
     Pass("fuse-layer-norm", _rules(fuse_layer_norm.rules)),
     Pass("lower-exact", _rules(lower_exact.rules)),
+    Pass("first-token", first_token.apply),
     Pass("drop-unused", _ir_pass(common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass())),
     Pass("drop-metadata", _ir_pass(common.ClearMetadataAndDocStringPass())),
     Pass("shorten-names", _shorten_names),

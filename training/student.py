@@ -389,7 +389,8 @@ def _context(
         return acc * (p_scale * v_scale)
     probabilities = functional.softmax(scores, dim=-1, dtype=torch.float32)
     dropped = functional.dropout(probabilities, p=dropout, training=training)
-    return sites.probabilities(dropped) @ sites.value(value, mask)
+    context: Tensor = sites.probabilities(dropped) @ sites.value(value, mask)
+    return context
 
 
 def _key_mask(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
