@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qexport.training.data import Encoded, pad
+from qexport.training.exact import ExactGELU, ExactLayerNorm
 from qexport.training.quantizers.learned import LearnedActivation, ThresholdRule, fitted_threshold
 from qexport.training.student import AttentionQuantizers, QuantEmbedding, QuantLinear, quantized_modules
 
@@ -61,6 +62,9 @@ def initialise_thresholds(
     try:
         _observe(modules, rule)
         model.train(False)
+        for module in model.modules():
+            if isinstance(module, ExactGELU | ExactLayerNorm):
+                module.train()  # in float, without grids; neither draws random numbers
         model(**features)
     finally:
         _observe(modules, None)

@@ -15,6 +15,7 @@ import qexport
 from qexport.errors import UsageError
 from qexport.formats import max_code
 from qexport.training.calibration import initialise_thresholds, learned_thresholds
+from qexport.training.exact import ExactLayerNorm
 from qexport.training.quant_config import QuantConfig
 from qexport.training.quantizers.learned import (
     THRESHOLD_FLOOR,
@@ -250,8 +251,14 @@ def test_initial_thresholds_are_those_of_the_float_model(family: str) -> None:
 
 @pytest.mark.parametrize("bits", ["2-2-8", "4-4-4", "2-2-2", "4-4-6"])
 @pytest.mark.parametrize("unsigned", [True, False])
-def test_evaluation_computes_the_integers_of_training(bits: str, unsigned: bool) -> None:
+def test_evaluation_computes_the_integers_of_training(
+    bits: str, unsigned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one softmax, GELU and LayerNorm for both: whole numbers then give what fake quantisation gives."""
     model = student(bits=bits, unsigned_probabilities=unsigned)
+    monkeypatch.setattr("qexport.training.student.exact_softmax", lambda scores: scores.softmax(-1))
+    monkeypatch.setattr("qexport.training.exact.exact_gelu", nn.functional.gelu)
+    monkeypatch.setattr(ExactLayerNorm, "forward", nn.LayerNorm.forward)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -276,7 +283,7 @@ def test_linear_layer_evaluates_the_contract_to_the_last_bit(bits: int, granular
     assert float(scale) == float(layer.activation.threshold.detach() / top)
     q = torch.round(x / scale).clamp(-top, top)
     with torch.no_grad():
-        expected = (q @ codes.float().T) * (scale * w_scale) + layer.bias
+        expected = (q @ codes.float().T) * w_scale * scale + layer.bias
         assert torch.equal(layer(x), expected)
 
 
