@@ -62,9 +62,9 @@ def initialise_thresholds(
     try:
         _observe(modules, rule)
         model.train(False)
-        for module in model.modules():
-            if isinstance(module, ExactGELU | ExactLayerNorm):
-                module.train()  # in float, without grids; neither draws random numbers
+        for part in model.modules():
+            if isinstance(part, ExactGELU | ExactLayerNorm):
+                part.train()  # in float, without grids; neither draws random numbers
         model(**features)
     finally:
         _observe(modules, None)
