@@ -122,7 +122,8 @@ def test_exported_student_computes_the_integers_of_pytorch(
         np.testing.assert_allclose(found, logits, rtol=0, atol=2e-6)
         for name, array in zip(products, multiplied, strict=True):
             assert 128 - top <= array.min() and array.max() <= 128 + top, name
-            np.testing.assert_array_equal(array, codes[name], err_msg=name)
+            rows = codes[name][:, : array.shape[1]]  # of the last layer only the first token
+            np.testing.assert_array_equal(array, rows, err_msg=name)
 
     counts = Counter(node.op_type for node in model.graph.node)
     assert counts["QuantizedAttentionStatic" + ("" if width.activation == 8 else "Bounded")] == LAYERS
