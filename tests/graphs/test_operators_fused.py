@@ -69,9 +69,10 @@ def test_gelu_is_within_half_a_code_of_float64(name: str) -> None:
     inputs, attributes = gelu_inputs(name)
     results = OPERATORS[name].reference(*inputs, **attributes)
     scale = inputs[1] if name.endswith("Linear") else results[1]
-    y = np.clip(exact_gelu(inputs[0]), -127 * scale, 127 * scale)
+    on_grid = np.rint(inputs[0] * 128) / 128  # what GELU takes, and what it gives
+    y = np.clip(np.rint(exact_gelu(on_grid) * 256) / 256, -127 * scale, 127 * scale)
     assert results[0].dtype == np.uint8 and results[0].min() >= 1
-    assert (np.abs((results[0] - 128.0) * scale - y) <= 0.501 * scale + GRID).all()
+    assert (np.abs((results[0] - 128.0) * scale - y) <= 0.501 * scale).all()
     assert (results[0][0, 1] == 128).all()
 
 
