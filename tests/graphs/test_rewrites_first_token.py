@@ -43,6 +43,9 @@ LAYER = """
 """
 
 
+TWICE = "float[batch, 4] y, float[batch, sequence, 4] twice"
+
+
 def run(model: ir.Model) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     feeds = {name: rng.normal(size=(3, 5, 4)).astype(np.float32) for name in "xr"}
@@ -76,6 +79,8 @@ def test_only_the_first_token_goes_through_the_layer() -> None:
         (head(LAYER.replace("axis = 1", "axis = 0"), outputs="float[sequence, 4] y"), 0),
         (head(LAYER, outputs="float[batch, 4] y, float[batch, sequence, 4] n"), 0),
         (head(LAYER, outputs="float[batch, 4] y, float[batch, sequence, 4] p"), 0),
+        (head(LAYER + "    twice = Add(n, n)\n", outputs=TWICE), 0),
+        (head(LAYER + "    twice = Add(p, p)\n", outputs=TWICE), 0),
         (head(LAYER.replace("MatMul(x, w)", "Mul(x, x)")), 0),
         (head(LAYER.replace("LayerNorm<epsilon", "SomethingElse<epsilon")), 0),
     ],
@@ -84,6 +89,8 @@ def test_only_the_first_token_goes_through_the_layer() -> None:
         "another axis",
         "the last value is read",
         "the product is read",
+        "the last value is used",
+        "the product is used",
         "no product",
         "unknown",
     ],
