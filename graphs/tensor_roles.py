@@ -103,20 +103,22 @@ class Scope:
         return found
 
     def _normalises(self, node: onnx.NodeProto) -> bool:
-        """Whether this is the Mul by gamma or the Add of beta in the inlined body of a LayerNorm."""
-        makers = [self.makers[name] for name in node.input if name in self.makers]
-        if node.op_type == "Add":
-            return any(maker.op_type == "Mul" and self._normalises(maker) for maker in makers)
-        return node.op_type == "Mul" and any(
-            maker.op_type == "Mul" and any(self._is_reciprocal(name) for name in maker.input)
-            for maker in makers
-        )
+        """Whether this is the Mul by gamma or the Sub of -beta in the inlined body of a LayerNorm."""
+        if node.op_type == "Sub":
+            return any(self._has_factor(self.makers.get(name)) for name in node.input)
+        readers = [reader for name in node.output for reader, _ in self.uses.get(name, [])]
+        return node.op_type == "Mul" and any(self._has_factor(reader) for reader in readers)
+
+    def _has_factor(self, node: onnx.NodeProto | None) -> bool:
+        """Whether this is the Mul by 1 / deviation."""
+        return node is not None and node.op_type == "Mul" and any(self._is_reciprocal(x) for x in node.input)
 
     def _is_reciprocal(self, name: str) -> bool:
-        cast = self.makers.get(name)
-        if cast is None or cast.op_type != "Cast" or cast.input[0] not in self.makers:
+        """Whether the value is 1 / x for an x that is rounded from float64."""
+        node = self.makers.get(name)
+        if node is None or node.op_type != "Reciprocal" or node.input[0] not in self.makers:
             return False
-        return self.makers[cast.input[0]].op_type == "Reciprocal"
+        return self.makers[node.input[0]].op_type == "Cast"
 
     def only_use(self, name: str, op_type: str, index: int) -> onnx.NodeProto | None:
         """The node of type `op_type` that reads `name` as its input `index`, if only it needs the values."""

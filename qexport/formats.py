@@ -17,7 +17,11 @@ __all__ = [
     "GRANULARITIES",
     "INITIAL_STEPS",
     "LARGEST_POWER",
+    "NORM_MEAN_STEPS",
+    "NORM_RANGE",
     "SCORE_STEPS",
+    "SMALLEST_MAGNITUDE",
+    "SMALLEST_VARIANCE",
     "TERNARY_SOLVERS",
     "Bits",
     "max_code",
@@ -52,6 +56,20 @@ GELU_INPUT_STEPS, GELU_OUTPUT_STEPS = 128, 256
 No value of the first grid has a GELU so close to the middle between two of the second that the error of a
 float32 erf (5e-7) could decide.
 """
+
+NORM_RANGE, NORM_MEAN_STEPS = 128, 64
+"""LayerNorm stretches a row to -NORM_RANGE..NORM_RANGE and adds up whole numbers: values in steps of
+1 / NORM_MEAN_STEPS for the mean, squares in steps of 1 for the variance.
+
+In float32 such sums have no rounding and so no order: up to NORM_RANGE**2 * K = 2**24, that is K = 1024, in
+every row, and beyond in every row whose mean square is below 2**24 / K.
+"""
+
+SMALLEST_MAGNITUDE = 1e-18
+"""The largest magnitude of a row counts as this one at least when LayerNorm stretches it."""
+
+SMALLEST_VARIANCE = 0.25
+"""Of a stretched row. One that has 128 somewhere has at least 16 unless it is nearly constant."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ An activation is rounded to 8 bits again and again, and one unit in the last pla
 libraries may well differ by, is then a whole code somewhere, and other codes behind it. These three therefore
 have a definition that leaves a library no choice, that of the exported operators (docs/operators): inputs of
 exp and erf are rounded to a grid, their results to another one whose boundaries no result comes near, and
-LayerNorm takes its two sums in float64. In training mode the modules are those of PyTorch, which are faster
+LayerNorm adds up whole numbers. In training mode the modules are those of PyTorch, which are faster
 and within a small part of an 8-bit code.
 """
 
@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from qexport.formats import GELU_INPUT_STEPS, GELU_OUTPUT_STEPS, LARGEST_POWER, SCORE_STEPS
+from qexport.formats import (
+    GELU_INPUT_STEPS,
+    GELU_OUTPUT_STEPS,
+    LARGEST_POWER,
+    NORM_MEAN_STEPS,
+    NORM_RANGE,
+    SCORE_STEPS,
+    SMALLEST_MAGNITUDE,
+    SMALLEST_VARIANCE,
+)
 
 __all__ = [
     "ExactGELU",
@@ -69,19 +78,22 @@ def exact_gelu(x: Tensor) -> Tensor:
 
 
 def exact_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    """LayerNorm over the last axis; mean and 1 / sqrt(variance + epsilon) in float64, the rest in float32.
+    """LayerNorm over the last axis; the sums of a row are sums of whole numbers.
 
     Args:
-        x: float32 [..., K].
+        x: float32 [..., K], K up to 1024 (and more in practice: see `qexport.formats.NORM_RANGE`).
         weight, bias: float32 [K].
         epsilon: rounded to float32, as ONNX stores it.
     """
-    wide = x.double()
-    mean = wide.mean(-1, keepdim=True)
-    variance = (wide - mean).square().mean(-1, keepdim=True)
-    stored = torch.tensor(epsilon, dtype=torch.float32, device=x.device).double()
-    factor = ((variance + stored).sqrt().reciprocal()).float()
-    return (x - mean.float()) * factor * weight + bias
+    share = 1 / x.shape[-1]
+    largest = x.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_MAGNITUDE)
+    stretch = (largest * (1 / NORM_RANGE)).reciprocal()
+    n = x * stretch
+    mean = torch.round(n * NORM_MEAN_STEPS).sum(-1, keepdim=True) * (share / NORM_MEAN_STEPS)
+    variance = torch.round(n * n).sum(-1, keepdim=True) * share - mean * mean
+    variance = (variance + stretch * epsilon * stretch).clamp(min=SMALLEST_VARIANCE)
+    deviation = variance.double().sqrt().float()  # exact, which PyTorch's square root of float32 is not
+    return (n - mean) * weight * deviation.reciprocal() + bias
 
 
 class ExactGELU(nn.Module):

@@ -39,6 +39,7 @@ from qexport.graphs.operators.body import Body, Operator
 from qexport.graphs.operators.matmul import integer_product
 from qexport.graphs.operators.quantize import (
     ZERO_POINT,
+    bounded_scale,
     codes_by_row,
     codes_of_scalar,
     codes_per_tensor,
@@ -111,11 +112,12 @@ def _values(body: Body, v: str, activation: str, bounded: bool) -> tuple[str, st
         return body.node("Clip", codes, low, high), "v_scale"
     lowest = body.constant(-127, np.int8)
     if activation == "dynamic-token":
+        # divided before the largest is taken: OpenVINO would make one pass of both, and multiply by 1 / 127
         tokens = body.largest_magnitude(v, [-1], keepdims=False)
+        steps = body.node("Div", tokens, body.constant(127, np.float32))
         kept = body.node("Squeeze", "mask", body.constant([1], np.int64))
-        masked = body.node("Where", kept, tokens, body.constant(0, np.float32))
-        largest = body.reduce("ReduceMax", masked, [-1], keepdims=False)
-        scale = scale_of(body, largest, clip=True)
+        masked = body.node("Where", kept, steps, body.constant(0, np.float32))
+        scale = bounded_scale(body, body.reduce("ReduceMax", masked, [-1], keepdims=False), clip=True)
         codes = codes_by_row(body, body.node("Flatten", v, axis=2), scale, 0, np.int8)
         column = body.node("Unsqueeze", scale, body.constant([-1], np.int64))
         return body.node("Reshape", body.node("Clip", codes, lowest), body.node("Shape", v)), column
@@ -126,17 +128,23 @@ def _values(body: Body, v: str, activation: str, bounded: bool) -> tuple[str, st
     return body.node("Clip", codes, lowest), scale
 
 
-def _probabilities(body: Body, p: str, activation: str, bounded: bool) -> tuple[str, str]:
-    """Codes uint8 0..127 [B, H, S, S] with zero point 0, and their scale, [B, H, S] or scalar."""
+def _probabilities(body: Body, p: str, total: str, activation: str, bounded: bool) -> tuple[str, str]:
+    """Codes uint8 0..127 [B, H, S, S] with zero point 0, and their scale, [B, H, S] or scalar.
+
+    A row's largest power is LARGEST_POWER, so that its largest probability needs no search.
+    """
+    most = body.constant(LARGEST_POWER, np.float32)
     if bounded:
         codes = body.node("QuantizeLinear", p, "p_scale", body.constant(0, np.uint8))
         return body.node("Clip", codes, body.constant(0, np.uint8), _code(body, "p_top", np.uint8)), "p_scale"
     if activation == "dynamic-token":
-        scale = scale_of(body, body.reduce("ReduceMax", p, [-1], keepdims=False), clip=False)
+        rows = body.node("Squeeze", total, body.constant([-1], np.int64))
+        scale = scale_of(body, body.node("Div", most, rows), clip=False)
         codes = codes_by_row(body, body.node("Flatten", p, axis=-1), scale, 0, np.uint8)
         return body.node("Reshape", codes, body.node("Shape", p)), scale
     if activation == "dynamic-tensor":
-        scale = scale_of(body, body.reduce("ReduceMax", p, None, keepdims=False), clip=False)
+        smallest = body.reduce("ReduceMin", total, None, keepdims=False)
+        scale = scale_of(body, body.node("Div", most, smallest), clip=False)
         return body.node("QuantizeLinear", p, scale, body.constant(0, np.uint8)), scale
     codes = body.node("QuantizeLinear", p, "p_scale", body.constant(0, np.uint8))
     return body.node("Clip", codes, body.constant(0, np.uint8), body.constant(127, np.uint8)), "p_scale"
@@ -186,7 +194,7 @@ def _build(body: Body, activation: str, quantize_pv: bool, bounded: bool) -> Non
     powers, total = _powers(body, body.node("Sub", scores, drop))
     if quantize_pv:
         p = body.node("Div", powers, total)
-        codes, p_scale = _probabilities(body, p, activation, bounded)
+        codes, p_scale = _probabilities(body, p, total, activation, bounded)
         values, v_scale = _values(body, heads[2], activation, bounded)
         out = body.node("Cast", body.node("MatMulInteger", codes, values), to=onnx.TensorProto.FLOAT)
         scale = body.node("Mul", p_scale, v_scale)

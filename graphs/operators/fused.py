@@ -2,17 +2,20 @@
 
     Gelu, GeluQuantize*     h = round_half_even(128 x)
                             y = round_half_even(h * (1 + erf(h / (128 sqrt 2)))) / 256
-    AddLayerNormQuantize*   z = x + residual;  m = mean z;  r = 1 / sqrt(mean (z - m)^2 + epsilon)
+    AddLayerNormQuantize*   z = x + residual;  i = 1 / (max(max |z|, 1e-18) / 128);  n = z * i
     LayerNorm               the same with z = x
-                            y = (z - m) * r * gamma + beta
+                            m = sum round_half_even(64 n) * (1 / K / 64)
+                            v = sum round_half_even(n * n) * (1 / K) - m * m
+                            r = 1 / sqrt(max(v + i * epsilon * i, 1 / 4))
+                            y = (n - m) * gamma * r + beta
 
     ...PerToken             (q, scale) = QuantizePerToken(y)
     ...Linear               q = clip(round_half_even(y / scale), -127, 127) + 128, scale an input
 
-The mean and the variance are over the last axis. m and r are found in float64 and rounded to float32 once,
-every other step is rounded to float32. So all engines agree on y: GELU takes and gives values of a grid on
-which no erf of float32 quality can round to a neighbour (qexport.formats), and float64 leaves the order of a
-sum about one chance in 10^8 to show in m or r.
+The largest magnitude and the sums are over the last axis, of K values. Each step is rounded to float32. All
+engines agree on y: GELU takes and gives values of a grid on which no erf of float32 quality can round to a
+neighbour, and LayerNorm's sums are of whole numbers, which float32 adds up without rounding in any order
+(qexport.formats says how long a row may be).
 """
 
 from __future__ import annotations
@@ -24,7 +27,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qexport.formats import GELU_INPUT_STEPS, GELU_OUTPUT_STEPS
+from qexport.formats import (
+    GELU_INPUT_STEPS,
+    GELU_OUTPUT_STEPS,
+    NORM_MEAN_STEPS,
+    NORM_RANGE,
+    SMALLEST_MAGNITUDE,
+    SMALLEST_VARIANCE,
+)
 from qexport.graphs.operators.body import Body, Operator
 from qexport.graphs.operators.quantize import (
     ZERO_POINT,
@@ -52,22 +62,31 @@ def _gelu(body: Body, output: str = "") -> str:
 
 
 def _layer_norm(body: Body, x: str) -> str:
-    def to(x: str, kind: int) -> str:
-        return body.node("Cast", x, to=kind)
+    def number(value: float) -> str:
+        return body.constant(value, np.float32)
 
-    def mean(x: str) -> str:
-        return body.reduce("ReduceMean", x, [-1], keepdims=True)
+    def total(x: str) -> str:
+        return body.node("ReduceSum", x, body.constant([-1], np.int64), keepdims=1)
 
-    wide = to(x, onnx.TensorProto.DOUBLE)
-    middle = mean(wide)
-    distance = body.node("Sub", wide, middle)
-    variance = mean(body.node("Mul", distance, distance))
-    epsilon = to(body.number("epsilon"), onnx.TensorProto.DOUBLE)
-    deviation = body.node("Sqrt", body.node("Add", variance, epsilon))
-    factor = to(body.node("Reciprocal", deviation), onnx.TensorProto.FLOAT)
-    centred = body.node("Sub", x, to(middle, onnx.TensorProto.FLOAT))
-    scaled = body.node("Mul", body.node("Mul", centred, factor), "gamma")
-    return body.node("Add", scaled, "beta", output="y")
+    # Multiplied by 1 / K, not divided by K: OpenVINO would turn that into another product.
+    count = body.node("Cast", body.node("Size", "gamma"), to=onnx.TensorProto.FLOAT)
+    share = body.node("Reciprocal", count)
+    largest = body.node("Max", body.largest_magnitude(x, [-1], keepdims=True), number(SMALLEST_MAGNITUDE))
+    stretch = body.node("Reciprocal", body.node("Mul", largest, number(1 / NORM_RANGE)))
+    n = body.node("Mul", x, stretch)
+    steps = total(body.node("Round", body.node("Mul", n, number(NORM_MEAN_STEPS))))
+    mean = body.node("Mul", steps, body.node("Mul", share, number(1 / NORM_MEAN_STEPS)))
+    squares = body.node("Mul", total(body.node("Round", body.node("Mul", n, n))), share)
+    variance = body.node("Sub", squares, body.node("Mul", mean, mean))
+    # Subtracted negated, here and below: a sum of a product would be fused and rounded once.
+    less = body.node("Mul", body.node("Mul", stretch, body.node("Neg", body.number("epsilon"))), stretch)
+    variance = body.node("Max", body.node("Sub", variance, less), number(SMALLEST_VARIANCE))
+    # ONNX Runtime before 1.24 takes square roots of float32 in approximation; of float64 it does not, and
+    # rounded to float32 they are those of float32.
+    wide = body.node("Sqrt", body.node("Cast", variance, to=onnx.TensorProto.DOUBLE))
+    factor = body.node("Reciprocal", body.node("Cast", wide, to=onnx.TensorProto.FLOAT))
+    scaled = body.node("Mul", body.node("Mul", body.node("Sub", n, mean), "gamma"), factor)
+    return body.node("Sub", scaled, body.node("Neg", "beta"), output="y")
 
 
 def _add_layer_norm(body: Body) -> str:
@@ -116,12 +135,19 @@ def gelu(x: Floats) -> Floats:
 
 
 def layer_norm(x: Floats, gamma: Floats, beta: Floats, epsilon: float) -> Floats:
-    """LayerNorm over the last axis; the two numbers of a row in float64, the rest in float32."""
-    wide = x.astype(np.float64)
-    middle = wide.mean(axis=-1, keepdims=True)
-    variance = np.square(wide - middle).mean(axis=-1, keepdims=True)
-    factor = (1 / np.sqrt(variance + np.float64(np.float32(epsilon)))).astype(np.float32)
-    return np.asarray((x - middle.astype(np.float32)) * factor * gamma + beta)
+    """LayerNorm over the last axis, its sums of whole numbers; each step in float32."""
+    share = np.float32(1) / np.float32(x.shape[-1])
+    largest = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(SMALLEST_MAGNITUDE))
+    stretch = np.float32(1) / (largest * np.float32(1 / NORM_RANGE))
+    n = x * stretch
+
+    def total(values: Floats) -> Floats:
+        return np.asarray(np.rint(values).sum(axis=-1, keepdims=True, dtype=np.float32))
+
+    mean = total(n * np.float32(NORM_MEAN_STEPS)) * (share * np.float32(1 / NORM_MEAN_STEPS))
+    variance = total(n * n) * share - mean * mean + stretch * np.float32(epsilon) * stretch
+    factor = np.float32(1) / np.sqrt(np.maximum(variance, np.float32(SMALLEST_VARIANCE)))
+    return np.asarray((n - mean) * gamma * factor + beta)
 
 
 def _per_token(y: Floats, clip: float) -> tuple[npt.NDArray[np.uint8], Floats]:

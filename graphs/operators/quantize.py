@@ -32,8 +32,12 @@ def scale_of(body: Body, largest: str, *, clip: bool) -> str:
     Written as one Clip of largest / 127 between SMALLEST_SCALE and clip / 127: division keeps order, so the
     numbers are the same. The bound, infinite when the attribute is 0, is a constant.
     """
+    return bounded_scale(body, body.node("Div", largest, body.constant(127, np.float32)), clip=clip)
+
+
+def bounded_scale(body: Body, step: str, *, clip: bool) -> str:
+    """`scale_of` where the largest magnitude / 127 is there already."""
     divisor, smallest = body.constant(127, np.float32), body.constant(SMALLEST_SCALE, np.float32)
-    step = body.node("Div", largest, divisor)
     if not clip:
         return body.node("Max", step, smallest)
     bound = body.number("clip")

@@ -2,6 +2,10 @@
 ours.
 
 Parity only: how fast OpenVINO is on a file made for it, `qexport bench --against openvino` tells.
+
+Left to itself OpenVINO computes x / y as x * (1 / y), which rounds twice, so that an 8-bit code comes out
+differently now and then. Divisions are therefore marked with the attribute by which its own passes protect
+some of them (`ov::NonconvertibleDivide`); then every operator gives the bits that ONNX Runtime gives.
 """
 
 from __future__ import annotations
@@ -20,7 +24,18 @@ from qexport.serving.session import KNOWN_INPUTS, Batch, model_file
 from qexport.serving.targets.local import LocalTarget
 from qexport.serving.targets.protocol import Clock
 
-__all__ = ["TARGET", "OpenVinoRunner", "OpenVinoTarget"]
+__all__ = ["TARGET", "OpenVinoRunner", "OpenVinoTarget", "keep_divisions"]
+
+KEPT_DIVISION = "nonconvertable_divide_0"
+"""Name and version under which `ov::NonconvertibleDivide` stands among an operator's attributes."""
+
+
+def keep_divisions(model: Any) -> int:
+    """Mark every Divide of an `openvino.Model` so that it stays a division; the number of them."""
+    divisions = [operator for operator in model.get_ops() if operator.get_type_name() == "Divide"]
+    for operator in divisions:
+        operator.get_rt_info()[KEPT_DIVISION] = ""
+    return len(divisions)
 
 
 class OpenVinoRunner:
@@ -40,7 +55,9 @@ class OpenVinoRunner:
         core = openvino.Core()
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
         try:
-            self._compiled = core.compile_model(core.read_model(self._source()), "CPU", settings)
+            network = core.read_model(self._source())
+            keep_divisions(network)
+            self._compiled = core.compile_model(network, "CPU", settings)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UnsupportedModelError(f"OpenVINO cannot load {self.path} ({reason[:300]})") from error

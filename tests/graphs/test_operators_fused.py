@@ -64,6 +64,16 @@ def exact_norm(x: np.ndarray, residual: np.ndarray, gamma: np.ndarray, beta: np.
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12) * gamma + beta
 
 
+def norm_error(x: np.ndarray, residual: np.ndarray, gamma: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The most that LayerNorm's whole numbers may move y: half a step of the mean and of the mean square."""
+    total = x.astype(np.float64) + residual
+    largest = np.abs(total).max(-1, keepdims=True)
+    variance = (128 / np.where(largest > 0, largest, np.inf)) ** 2 * total.var(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved = np.abs(gamma) / 128 / np.sqrt(variance) + np.abs(y) * 0.27 / variance
+    return np.asarray(np.where(largest > 0, moved, 0))
+
+
 @pytest.mark.parametrize("name", ["GeluQuantizePerToken", "GeluQuantizeLinear"])
 def test_gelu_is_within_half_a_code_of_float64(name: str) -> None:
     inputs, attributes = gelu_inputs(name)
@@ -88,13 +98,15 @@ def test_gelu_takes_and_gives_the_values_of_its_grids() -> None:
 
 @pytest.mark.parametrize("positions", [False, True])
 @pytest.mark.parametrize("name", ["AddLayerNormQuantizePerToken", "AddLayerNormQuantizeLinear"])
-def test_layer_norm_is_within_half_a_code_of_float64(name: str, positions: bool) -> None:
+def test_layer_norm_is_within_its_steps_of_float64(name: str, positions: bool) -> None:
     inputs, attributes = norm_inputs(name, positions)
     y, q, *found = OPERATORS[name].reference(*inputs, **attributes)
     scale = found[0] if found else inputs[4]
     expected = exact_norm(*inputs[:4])
-    np.testing.assert_allclose(y, expected, atol=2e-6)
-    bounded = np.clip(expected, -127 * scale, 127 * scale)
+    allowed = norm_error(*inputs[:3], expected - inputs[3])
+    assert (np.abs(y - expected) <= allowed + 2e-6).all()
+    assert np.median(allowed) < 0.02 * np.median(scale)  # nothing beside the rounding to codes
+    bounded = np.clip(y, -127 * scale, 127 * scale)
     assert (np.abs((q - 128.0) * scale - bounded) <= 0.501 * scale).all()
     if not positions:
         assert np.array_equal(y[0, 1], inputs[3])  # a sum of zeros

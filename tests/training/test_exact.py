@@ -88,7 +88,8 @@ def test_modules_are_those_of_pytorch_while_training() -> None:
     assert torch.equal(ExactGELU().train()(x), nn.functional.gelu(x))
     norm.eval()
     assert not torch.equal(norm(x), expected)
-    torch.testing.assert_close(norm(x), expected, rtol=0, atol=2e-6)
+    deviation = (norm(x) - expected).abs()  # steps of 1 / 64 and of 1 in a row that is stretched to 128
+    assert deviation.max() < 2e-3 and deviation.mean() < 1e-4
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "electra"])

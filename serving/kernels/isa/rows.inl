@@ -73,49 +73,39 @@ static void gelu_row(const Rows& call, int64_t row) {
   if (call.codes != nullptr) encode_row(call, row, y, largest_of(most));
 }
 
-// The sum of term(F64 or double) over the width of a row. Four sums side by side, because an addition waits for the one before.
-template <class Term>
-QX_INLINE double wide_sum(const float* z, int64_t width, Term term) {
-  constexpr int64_t HALF = LANES / 2;
-  F64 sums[4] = {};
-  int64_t i = 0;
-  for (; i + 4 * HALF <= width; i += 4 * HALF)
-    for (int j = 0; j < 4; ++j) sums[j] = sums[j] + term(load_wide(z + i + j * HALF));
-  for (; i + HALF <= width; i += HALF) sums[0] = sums[0] + term(load_wide(z + i));
-  const F64 lanes = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  double sum = 0;
-  for (int j = 0; j < HALF; ++j) sum += lanes[j];
-  for (; i < width; ++i) {
-    alone(i);
-    sum += term(static_cast<double>(z[i]));
-  }
-  return sum;
-}
-
-// z = x + residual in float32, or x; m = mean z and r = 1 / sqrt(mean (z - m)^2 + epsilon) in float64, rounded to float32 once;
-// y = ((z - m) * r) * gamma + beta in float32, each step rounded. Sums in float64 have any order: that shows in m or r about once in
-// 1e8 rows.
+// z = x + residual, or x; n = z * i with i = 128 / max |z|; m and r from sums of whole numbers, which have no order (formats.py says up to
+// which width); y = (n - m) * gamma * r + beta. float32, each step rounded. A NaN or an infinity makes the whole row NaN.
 static void norm_row(const Rows& call, int64_t row) {
   const int64_t width = call.width;
   const float* x = call.x + row * width;
   float* y = call.y + row * width;
+  F32 most = {};
   if (call.residual != nullptr) {
     const float* residual = call.residual + row % call.residual_rows * width;
     sweep(width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      store(y + i, load(x + i, count) + load(residual + i, count), count);
+      const F32 z = load(x + i, count) + load(residual + i, count);
+      store(y + i, z, count);
+      most = at_least(magnitude(z), most);
     });
     x = y;
   }
-  const double size = static_cast<double>(width);
-  const double mean = wide_sum(x, width, [](auto z) __attribute__((always_inline)) { return z; }) / size;
-  const double squares = wide_sum(x, width, [=](auto z) __attribute__((always_inline)) { return (z - mean) * (z - mean); });
-  const F32 middle = all(static_cast<float>(mean));
-  const F32 factor = all(static_cast<float>(1.0 / __builtin_sqrt(squares / size + static_cast<double>(call.epsilon))));
-  const float *gamma = call.gamma, *beta = call.beta;
-  F32 most = {};
+  const float size = call.residual != nullptr ? largest_of(most) : largest(x, width);
+  const float stretch = 1.0f / ((size > SMALLEST_MAGNITUDE ? size : SMALLEST_MAGNITUDE) * (1.0f / NORM_RANGE));
+  F32 steps = {}, squares = {};
   sweep(width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const F32 normal = (load(x + i, count) - middle) * factor;
-    const F32 value = normal * load(gamma + i, count) + load(beta + i, count);
+    const F32 n = load(x + i, count) * stretch;
+    store(y + i, n, count);
+    steps += rounded(n * NORM_MEAN_STEPS);
+    squares += rounded(n * n);
+  });
+  const float share = 1.0f / static_cast<float>(width);
+  const float mean = sum_of(steps) * (share * (1.0f / NORM_MEAN_STEPS));
+  const float spread = sum_of(squares) * share - mean * mean, variance = spread + stretch * call.epsilon * stretch;
+  const F32 factor = all(1.0f / __builtin_sqrtf(variance > SMALLEST_VARIANCE ? variance : SMALLEST_VARIANCE));
+  const float *gamma = call.gamma, *beta = call.beta;
+  most = F32{};
+  sweep(width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    const F32 value = (load(y + i, count) - mean) * load(gamma + i, count) * factor + load(beta + i, count);
     store(y + i, value, count);
     most = at_least(magnitude(value), most);
   });
