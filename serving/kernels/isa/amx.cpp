@@ -23,11 +23,32 @@ constexpr int LENGTH = 64;
 #include "math.inl"
 #include "unpack.inl"
 
-// The 64 bytes that ldtilecfg reads.
+// The 64 bytes that ldtilecfg reads and sttilecfg writes.
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start = 0, unused[14] = {};
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
+};
+
+// The compilers' intrinsics for tiles say nothing of the memory that they read: whatever was to be written before is written here.
+QX_INLINE void settle() { __asm__ volatile("" : : : "memory"); }
+
+// Tiles belong to a thread, and not to us alone: ONNX Runtime shapes its own once a thread. They get the shapes back that they had.
+class BorrowedTiles {
+ public:
+  BorrowedTiles() { _tile_storeconfig(&before_); }
+  ~BorrowedTiles() {
+    settle();
+    if (before_.palette != 0)
+      _tile_loadconfig(&before_);
+    else
+      _tile_release();
+  }
+  BorrowedTiles(const BorrowedTiles&) = delete;
+  BorrowedTiles& operator=(const BorrowedTiles&) = delete;
+
+ private:
+  TileShapes before_;
 };
 
 // Tiles 0..3 hold sums, 4 and 5 rows of A, 6 and 7 panels; the second row block has `second` rows, 0 for none.
@@ -38,6 +59,7 @@ static void shape_tiles(int64_t first, int64_t second) {
     shapes.rows[i] = static_cast<uint8_t>(rows[i] ? rows[i] : 1);
     shapes.row_bytes[i] = 64;
   }
+  keep(&shapes);
   _tile_loadconfig(&shapes);
 }
 
@@ -46,6 +68,7 @@ static void tile_products(
     const uint8_t* a, int64_t lda, const int8_t* w, int64_t panel_stride, int64_t steps, int32_t* sums,
     int64_t sums_stride) {
   const size_t row = static_cast<size_t>(sums_stride) * 4;
+  settle();
   _tile_loadd(0, sums, row);
   if (TWO_PANELS) _tile_loadd(1, sums + PANEL, row);
   if (TWO_BLOCKS) _tile_loadd(2, sums + 16 * sums_stride, row);
@@ -70,10 +93,11 @@ static void tile_products(
   if (TWO_BLOCKS && TWO_PANELS) _tile_stored(3, sums + 16 * sums_stride + PANEL, row);
 }
 
-// Same contract as in product.inl; a thread's tiles are its own, so they are set up and released here.
+// Same contract as in product.inl.
 static void accumulate(
     const uint8_t* a, int64_t lda, int64_t rows, const int8_t* w, int64_t panel_stride, int64_t panels, int64_t steps,
     int, int32_t* sums, int64_t sums_stride) {
+  const BorrowedTiles borrowed;
   int64_t shaped_first = 0, shaped_second = -1;
   for (int64_t row = 0; row < rows; row += 32) {
     const int64_t first = smaller(16, rows - row), second = smaller(16, rows - row - first);
@@ -95,7 +119,6 @@ static void accumulate(
         tile_products<false, false>(from, lda, codes, panel_stride, steps, to, sums_stride);
     }
   }
-  _tile_release();
 }
 
 #define QX_OWN_ACCUMULATE 1
@@ -104,6 +127,7 @@ static void accumulate(
 #include "attention.inl"
 
 static int64_t peak_loop(int64_t rounds) {
+  const BorrowedTiles borrowed;
   shape_tiles(16, 16);
   _tile_zero(0);
   _tile_zero(1);
@@ -122,7 +146,6 @@ static int64_t peak_loop(int64_t rounds) {
   alignas(64) int32_t sums[16 * PANEL];
   _tile_stored(0, sums, 64);
   keep(sums);
-  _tile_release();
   return rounds * 4 * 16 * 16 * 64;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,28 @@ def test_no_row_or_column_of_a_tile_is_mistaken(bits: int, each: Hooks) -> None:
                     isa, bits, a[:m], 128, a_scale[:m], pack(codes[:n], bits), w_scale[:n], bias[:n]
                 )
                 assert np.array_equal(y, expected), (isa, m, n)
+
+
+def test_tiles_get_the_shapes_back_that_they_had(emulated: Path) -> None:
+    """ONNX Runtime shapes a thread's tiles once and trusts them from then on."""
+    hooks = Hooks(emulated)
+    one = np.ones(1, np.float32)
+
+    def tiles_after_a_product(shapes: np.ndarray | None) -> np.ndarray:
+        found = np.full(64, 255, np.uint8)
+        load = None if shapes is None else ctypes.c_void_p(shapes.ctypes.data)
+        hooks.library.qexport_emulated_tiles(load, None)
+        a, codes = np.ones((20, 64), np.uint8), np.ones((16, 64), np.int8)
+        y = hooks.matmul("amx", 2, a, 0, one, pack(codes, 2), one, np.zeros(16, np.float32))
+        assert (y == 64).all()
+        hooks.library.qexport_emulated_tiles(None, ctypes.c_void_p(found.ctypes.data))
+        return found
+
+    assert (tiles_after_a_product(None) == 0).all()
+    shapes = np.zeros(64, np.uint8)
+    shapes[0], shapes[16:32:2], shapes[48:56] = 1, 64, 16
+    shapes[48] = 3
+    assert np.array_equal(tiles_after_a_product(shapes), shapes)
 
 
 @pytest.mark.parametrize("scale", ["scalar", "token"])

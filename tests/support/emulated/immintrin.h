@@ -177,6 +177,16 @@ inline void tile_loadconfig(const void* memory) {
   }
   tiles().configured = true;
 }
+inline void tile_storeconfig(void* memory) {
+  uint8_t* to = static_cast<uint8_t*>(memory);
+  __builtin_memset(to, 0, 64);
+  if (!tiles().configured) return;
+  to[0] = 1;
+  for (int tile = 0; tile < 8; ++tile) {
+    to[16 + 2 * tile] = static_cast<uint8_t>(tiles().row_bytes[tile]);
+    to[48 + tile] = tiles().rows[tile];
+  }
+}
 inline void tile_loadd(int tile, const void* base, size_t stride) {
   check_tile(tile);
   tile_zero(tile);
@@ -214,6 +224,12 @@ inline void tile_dpbusd(int to, int a, int b) {
 inline void tile_release() {
   for (int tile = 0; tile < 8; ++tile) tile_zero(tile);
   tiles().configured = false;
+}
+
+// For tests: what another library of the process does with the tiles of this thread.
+extern "C" __attribute__((used, visibility("default"))) inline void qexport_emulated_tiles(const void* load, void* store) {
+  if (load != nullptr) tile_loadconfig(load);
+  if (store != nullptr) tile_storeconfig(store);
 }
 
 }  // namespace emulated
@@ -270,12 +286,14 @@ inline void tile_release() {
 #define _mm256_dpbusd_avx_epi32(sums, a, b) emulated::dpbusd<__m256i>(sums, a, b)
 
 #undef _tile_loadconfig
+#undef _tile_storeconfig
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbusd
 #undef _tile_release
 #define _tile_loadconfig(p) emulated::tile_loadconfig(p)
+#define _tile_storeconfig(p) emulated::tile_storeconfig(p)
 #define _tile_loadd(tile, base, stride) emulated::tile_loadd(tile, base, stride)
 #define _tile_stored(tile, base, stride) emulated::tile_stored(tile, base, stride)
 #define _tile_zero(tile) emulated::tile_zero(tile)
