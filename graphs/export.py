@@ -423,8 +423,8 @@ def _compare(
         )
         raise UnsupportedModelError(
             "the exported file does not compute what PyTorch does: logits differ by "
-            f"{distance(found):.3g} (in a second session by {again:.3g}, in one without graph optimisation and "
-            f"threads by {plain:.3g}), "
+            f"{distance(found):.3g} (in a second session by {again:.3g}, in one without graph optimisation "
+            f"and threads by {plain:.3g}), "
             f"{limit:.3g} is the most that rounding explains; pass --no-check to write it all the same"
         )
     difference = np.abs(found - wanted)

@@ -431,7 +431,7 @@ def test_export_that_computes_something_else_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qexport.graphs.export.PARITY_LIMIT", -1.0)
-    with pytest.raises(UnsupportedModelError, match="in a second session by .*pass --no-check"):
+    with pytest.raises(UnsupportedModelError, match=r"in a second session by .*pass --no-check"):
         to_onnx(ExportConfig(model=save_float(tmp_path / "model"), output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
