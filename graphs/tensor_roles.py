@@ -102,23 +102,28 @@ class Scope:
                 found.add(role)
         return found
 
-    def _normalises(self, node: onnx.NodeProto) -> bool:
-        """Whether this is the Mul by gamma or the Sub of -beta in the inlined body of a LayerNorm."""
+    def _normalises(self, node: onnx.NodeProto, depth: int = 2) -> bool:
+        """Whether this is a Mul by gamma or the Sub of -beta in the inlined body of a LayerNorm."""
         if node.op_type == "Sub":
-            return any(self._has_factor(self.makers.get(name)) for name in node.input)
-        readers = [reader for name in node.output for reader, _ in self.uses.get(name, [])]
-        return node.op_type == "Mul" and any(self._has_factor(reader) for reader in readers)
-
-    def _has_factor(self, node: onnx.NodeProto | None) -> bool:
-        """Whether this is the Mul by 1 / deviation."""
-        return node is not None and node.op_type == "Mul" and any(self._is_reciprocal(x) for x in node.input)
-
-    def _is_reciprocal(self, name: str) -> bool:
-        """Whether the value is 1 / x for an x that is rounded from float64."""
-        node = self.makers.get(name)
-        if node is None or node.op_type != "Reciprocal" or node.input[0] not in self.makers:
+            return any(self._divides_by_deviation(self.makers.get(name)) for name in node.input)
+        if node.op_type != "Mul" or not depth:
             return False
-        return self.makers[node.input[0]].op_type == "Cast"
+        readers = [reader for name in node.output for reader, _ in self.uses.get(name, [])]
+        return any(self._divides_by_deviation(x) or self._normalises(x, depth - 1) for x in readers)
+
+    def _divides_by_deviation(self, node: onnx.NodeProto | None) -> bool:
+        """Whether this is the Mul by k / (k * k + w)."""
+        if node is None or node.op_type != "Mul":
+            return False
+        made = [self.makers[name] for name in node.input if name in self.makers]
+        return any(x.op_type == "Div" and self._is_root(x.input[0]) for x in made)
+
+    def _is_root(self, name: str) -> bool:
+        """Whether the value is a square root that is rounded to a whole number."""
+        node = self.makers.get(name)
+        if node is None or node.op_type != "Round" or node.input[0] not in self.makers:
+            return False
+        return self.makers[node.input[0]].op_type == "Sqrt"
 
     def only_use(self, name: str, op_type: str, index: int) -> onnx.NodeProto | None:
         """The node of type `op_type` that reads `name` as its input `index`, if only it needs the values."""

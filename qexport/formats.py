@@ -17,8 +17,10 @@ __all__ = [
     "GRANULARITIES",
     "INITIAL_STEPS",
     "LARGEST_POWER",
+    "LARGEST_VARIANCE",
     "NORM_MEAN_STEPS",
     "NORM_RANGE",
+    "ROOT_STEPS",
     "SCORE_STEPS",
     "SMALLEST_MAGNITUDE",
     "SMALLEST_VARIANCE",
@@ -68,8 +70,16 @@ every row, and beyond in every row whose mean square is below 2**24 / K.
 SMALLEST_MAGNITUDE = 1e-18
 """The largest magnitude of a row counts as this one at least when LayerNorm stretches it."""
 
-SMALLEST_VARIANCE = 0.25
-"""Of a stretched row. One that has 128 somewhere has at least 16 unless it is nearly constant."""
+SMALLEST_VARIANCE, LARGEST_VARIANCE = 0.25, 16384.0
+"""Of a stretched row, epsilon included. One that has 128 somewhere has at least 16 unless it is nearly
+constant, and reaches 16384 with epsilon alone, where its own variance is below epsilon."""
+
+ROOT_STEPS = 16
+"""A variance w is divided by its root from a first guess k / 4: k is the root of ROOT_STEPS * w, both whole.
+
+The root of a whole number up to ROOT_STEPS * LARGEST_VARIANCE = 2**18 is at least eight times the last place
+of a float32 away from where it would round to another number: an approximate square root gives the same k.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,10 @@ from qexport.formats import (
     GELU_INPUT_STEPS,
     GELU_OUTPUT_STEPS,
     LARGEST_POWER,
+    LARGEST_VARIANCE,
     NORM_MEAN_STEPS,
     NORM_RANGE,
+    ROOT_STEPS,
     SCORE_STEPS,
     SMALLEST_MAGNITUDE,
     SMALLEST_VARIANCE,
@@ -91,9 +93,10 @@ def exact_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) ->
     n = x * stretch
     mean = torch.round(n * NORM_MEAN_STEPS).sum(-1, keepdim=True) * (share / NORM_MEAN_STEPS)
     variance = torch.round(n * n).sum(-1, keepdim=True) * share - mean * mean
-    variance = (variance + stretch * epsilon * stretch).clamp(min=SMALLEST_VARIANCE)
-    deviation = variance.double().sqrt().float()  # exact, which PyTorch's square root of float32 is not
-    return (n - mean) * weight * deviation.reciprocal() + bias
+    variance = (variance + stretch * epsilon * stretch).clamp(SMALLEST_VARIANCE, LARGEST_VARIANCE)
+    steps = variance * ROOT_STEPS
+    root = torch.round(torch.round(steps).sqrt())  # then one step of Newton's method, towards 1 / deviation
+    return (n - mean) * (weight * 8) * (root / (root * root + steps)) + bias
 
 
 class ExactGELU(nn.Module):

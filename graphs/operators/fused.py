@@ -6,16 +6,19 @@
     LayerNorm               the same with z = x
                             m = sum round_half_even(64 n) * (1 / K / 64)
                             v = sum round_half_even(n * n) * (1 / K) - m * m
-                            r = 1 / sqrt(max(v + i * epsilon * i, 1 / 4))
-                            y = (n - m) * gamma * r + beta
+                            w = 16 min(max(v + i * epsilon * i, 1 / 4), 16384)
+                            k = round_half_even(sqrt(round_half_even(w)))
+                            y = (n - m) * (8 gamma) * (k / (k * k + w)) + beta
 
     ...PerToken             (q, scale) = QuantizePerToken(y)
     ...Linear               q = clip(round_half_even(y / scale), -127, 127) + 128, scale an input
 
-The largest magnitude and the sums are over the last axis, of K values. Each step is rounded to float32. All
-engines agree on y: GELU takes and gives values of a grid on which no erf of float32 quality can round to a
-neighbour, and LayerNorm's sums are of whole numbers, which float32 adds up without rounding in any order
-(qexport.formats says how long a row may be).
+The largest magnitude and the sums are over the last axis, of K values. Each step is rounded to float32.
+8 k / (k * k + w) is 1 / sqrt(w / 16) after a step of Newton's method from k / 4.
+
+All engines agree on y: GELU takes and gives values of a grid on which no erf of float32 quality can round
+to a neighbour, LayerNorm's sums are of whole numbers, which float32 adds up without rounding in any order,
+and an approximate square root leads to the same k (qexport.formats).
 """
 
 from __future__ import annotations
@@ -30,8 +33,10 @@ import onnx
 from qexport.formats import (
     GELU_INPUT_STEPS,
     GELU_OUTPUT_STEPS,
+    LARGEST_VARIANCE,
     NORM_MEAN_STEPS,
     NORM_RANGE,
+    ROOT_STEPS,
     SMALLEST_MAGNITUDE,
     SMALLEST_VARIANCE,
 )
@@ -68,11 +73,12 @@ def _layer_norm(body: Body, x: str) -> str:
     def total(x: str) -> str:
         return body.node("ReduceSum", x, body.constant([-1], np.int64), keepdims=1)
 
-    # Multiplied by 1 / K, not divided by K: OpenVINO would turn that into another product.
-    count = body.node("Cast", body.node("Size", "gamma"), to=onnx.TensorProto.FLOAT)
-    share = body.node("Reciprocal", count)
+    # Multiplied by 1 / K, not divided by K: OpenVINO would turn that into another product. Divided, not
+    # Reciprocal: that is an approximation on Arm, and so is Sqrt on x86 before ONNX Runtime 1.24.
+    one = number(1)
+    share = body.node("Div", one, body.node("Cast", body.node("Size", "gamma"), to=onnx.TensorProto.FLOAT))
     largest = body.node("Max", body.largest_magnitude(x, [-1], keepdims=True), number(SMALLEST_MAGNITUDE))
-    stretch = body.node("Reciprocal", body.node("Mul", largest, number(1 / NORM_RANGE)))
+    stretch = body.node("Div", one, body.node("Mul", largest, number(1 / NORM_RANGE)))
     n = body.node("Mul", x, stretch)
     steps = total(body.node("Round", body.node("Mul", n, number(NORM_MEAN_STEPS))))
     mean = body.node("Mul", steps, body.node("Mul", share, number(1 / NORM_MEAN_STEPS)))
@@ -80,12 +86,13 @@ def _layer_norm(body: Body, x: str) -> str:
     variance = body.node("Sub", squares, body.node("Mul", mean, mean))
     # Subtracted negated, here and below: a sum of a product would be fused and rounded once.
     less = body.node("Mul", body.node("Mul", stretch, body.node("Neg", body.number("epsilon"))), stretch)
-    variance = body.node("Max", body.node("Sub", variance, less), number(SMALLEST_VARIANCE))
-    # ONNX Runtime before 1.24 takes square roots of float32 in approximation; of float64 it does not, and
-    # rounded to float32 they are those of float32.
-    wide = body.node("Sqrt", body.node("Cast", variance, to=onnx.TensorProto.DOUBLE))
-    factor = body.node("Reciprocal", body.node("Cast", wide, to=onnx.TensorProto.FLOAT))
-    scaled = body.node("Mul", body.node("Mul", body.node("Sub", n, mean), "gamma"), factor)
+    bounds = number(SMALLEST_VARIANCE), number(LARGEST_VARIANCE)
+    variance = body.node("Clip", body.node("Sub", variance, less), *bounds)
+    wide = body.node("Mul", variance, number(ROOT_STEPS))
+    root = body.node("Round", body.node("Sqrt", body.node("Round", wide)))
+    factor = body.node("Div", root, body.node("Add", body.node("Mul", root, root), wide))
+    weight = body.node("Mul", "gamma", number(8))
+    scaled = body.node("Mul", body.node("Mul", body.node("Sub", n, mean), weight), factor)
     return body.node("Sub", scaled, body.node("Neg", "beta"), output="y")
 
 
@@ -146,8 +153,10 @@ def layer_norm(x: Floats, gamma: Floats, beta: Floats, epsilon: float) -> Floats
 
     mean = total(n * np.float32(NORM_MEAN_STEPS)) * (share * np.float32(1 / NORM_MEAN_STEPS))
     variance = total(n * n) * share - mean * mean + stretch * np.float32(epsilon) * stretch
-    factor = np.float32(1) / np.sqrt(np.maximum(variance, np.float32(SMALLEST_VARIANCE)))
-    return np.asarray((n - mean) * gamma * factor + beta)
+    bounded = np.clip(variance, np.float32(SMALLEST_VARIANCE), np.float32(LARGEST_VARIANCE))
+    wide = bounded * np.float32(ROOT_STEPS)
+    root = np.rint(np.sqrt(np.rint(wide)))
+    return np.asarray((n - mean) * (gamma * np.float32(8)) * (root / (root * root + wide)) + beta)
 
 
 def _per_token(y: Floats, clip: float) -> tuple[npt.NDArray[np.uint8], Floats]:

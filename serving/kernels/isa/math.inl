@@ -7,7 +7,7 @@ constexpr float SCORE_STEPS = 256;      // steps of a score: a power is exp(j / 
 constexpr float LARGEST_POWER = 1117;   // powers are whole numbers from 0 to it
 constexpr float GELU_STEPS_IN = 128, GELU_STEPS_OUT = 256;  // steps of x and of gelu(x)
 constexpr float NORM_RANGE = 128, NORM_MEAN_STEPS = 64;     // LayerNorm's: qexport/formats.py
-constexpr float SMALLEST_MAGNITUDE = 1e-18f, SMALLEST_VARIANCE = 0.25f;
+constexpr float SMALLEST_MAGNITUDE = 1e-18f, SMALLEST_VARIANCE = 0.25f, LARGEST_VARIANCE = 16384, ROOT_STEPS = 16;
 
 // t[i] = round(1117 * exp(round(t[i]) / 256)) for t <= 0; 0 for NaN. Exact: 1117 exp(j / 256) is at least 7.7e-6 of itself away from
 // a tie for every whole j, and here it is within 3e-7. Below j = -1974 it is 0.

@@ -73,8 +73,10 @@ static void gelu_row(const Rows& call, int64_t row) {
   if (call.codes != nullptr) encode_row(call, row, y, largest_of(most));
 }
 
+QX_INLINE float whole(float x) { return (x + MAGIC) - MAGIC; }  // the nearest, halves to even; 0 <= x < 2**22
+
 // z = x + residual, or x; n = z * i with i = 128 / max |z|; m and r from sums of whole numbers, which have no order (formats.py says up to
-// which width); y = (n - m) * gamma * r + beta. float32, each step rounded. A NaN or an infinity makes the whole row NaN.
+// which width); y = (n - m) * gamma / deviation + beta. float32, each step rounded. A NaN or an infinity makes the whole row NaN.
 static void norm_row(const Rows& call, int64_t row) {
   const int64_t width = call.width;
   const float* x = call.x + row * width;
@@ -101,11 +103,13 @@ static void norm_row(const Rows& call, int64_t row) {
   const float share = 1.0f / static_cast<float>(width);
   const float mean = sum_of(steps) * (share * (1.0f / NORM_MEAN_STEPS));
   const float spread = sum_of(squares) * share - mean * mean, variance = spread + stretch * call.epsilon * stretch;
-  const F32 factor = all(1.0f / __builtin_sqrtf(variance > SMALLEST_VARIANCE ? variance : SMALLEST_VARIANCE));
+  const float low = variance > SMALLEST_VARIANCE ? variance : SMALLEST_VARIANCE;
+  const float w = (low < LARGEST_VARIANCE ? low : LARGEST_VARIANCE) * ROOT_STEPS, root = whole(__builtin_sqrtf(whole(w)));
+  const F32 factor = all(root / (root * root + w));  // 8 of it: a step of Newton's method from 4 / root towards 1 / deviation
   const float *gamma = call.gamma, *beta = call.beta;
   most = F32{};
   sweep(width, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const F32 value = (load(y + i, count) - mean) * load(gamma + i, count) * factor + load(beta + i, count);
+    const F32 value = (load(y + i, count) - mean) * (load(gamma + i, count) * 8.0f) * factor + load(beta + i, count);
     store(y + i, value, count);
     most = at_least(magnitude(value), most);
   });
