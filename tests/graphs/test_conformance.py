@@ -315,3 +315,20 @@ def test_the_versions_that_must_be_there() -> None:
             f"no interpreter with onnxruntime {sorted(absent)}: run tests/graphs/make_ort_venvs.py and set "
             "QEXPORT_ORT_PYTHONS to what it prints"
         )
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_bodies_leave_no_library_a_choice(name: str) -> None:
+    """Reciprocal is an approximation on Arm, Sqrt in old versions; WebGPU refuses a file with any float64."""
+    body = OPERATORS[name].function().node
+    makers = {output: node for node in body for output in node.output}
+    approximate = {"Reciprocal", "Pow", "Softmax", "Gelu", "LayerNormalization", "ReduceMean", "Tanh"}
+    assert not approximate & {node.op_type for node in body}
+    for node in body:
+        if node.op_type == "Sqrt":
+            assert makers[node.input[0]].op_type == "Round"
+            assert [x.op_type for x in body if node.output[0] in x.input] == ["Round"]
+    doubles = [
+        node for node in body if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.DOUBLE
+    ]
+    assert bool(doubles) == name.endswith("QK")
