@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from qexport.graphs.export_modules import ExportWrapper
 
 
+PLAIN = (str, int, float, bool, tuple, type(None))
+
+
 @pytest.fixture(scope="session")
 def trace_once() -> Iterator[None]:
-    """torch.onnx takes seconds and depends on the weights and the opset only: run it once for each."""
+    """torch.onnx takes seconds and depends on modules, weights and opset only: run it once for each."""
     from qexport.graphs import export
 
     traces: dict[tuple[int, str], bytes] = {}
@@ -24,6 +27,9 @@ def trace_once() -> Iterator[None]:
 
     def cached(wrapper: ExportWrapper, opset: int) -> ir.Model:
         digest = hashlib.sha256(repr(wrapper).encode())
+        for name, module in wrapper.named_modules():  # what repr leaves out: how activations are quantised
+            plain = {key: value for key, value in vars(module).items() if isinstance(value, PLAIN)}
+            digest.update(f"{name} {sorted(plain.items(), key=str)}".encode())
         for name, tensor in wrapper.state_dict().items():
             digest.update(name.encode() + tensor.numpy().tobytes())
         key = (opset, digest.hexdigest())
