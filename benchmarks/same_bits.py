@@ -1,8 +1,8 @@
 """How far softmax, GELU and LayerNorm keep from ties, and what that changes: python benchmarks/same_bits.py
 
-Every value of a grid is looked at, in float64. "Room" is the error that an exp (relative), an erf (absolute) or
-a square root (in units of the last place) may have before a result rounds to a neighbour; the float32 steps
-around it are allowed for.
+Every value of a grid is looked at, in float64. "Room" is the error that an exp (relative), an erf (absolute)
+or a square root (in units of the last place) may have before a result rounds to a neighbour; the float32
+steps around it are allowed for.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def main() -> None:
         one = np.ones(384, np.float32)
         wide = rows.astype(np.float64)
         exact = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-12)
-        moved = np.abs(layer_norm(rows, one, 0 * one, 1e-12) - exact) / np.abs(exact).max(-1, keepdims=True)
+        found = layer_norm(rows, one, 0 * one, 1e-12)
+        moved = np.abs(found - exact) / np.abs(exact).max(-1, keepdims=True)
         print(
             f"LayerNorm, largest value {outlier}: moved by {moved.mean():.1e} of it, at most {moved.max():.1e}"
         )
