@@ -5,7 +5,7 @@ Parity only: how fast OpenVINO is on a file made for it, `qexport bench --agains
 
 Left to itself OpenVINO computes x / y as x * (1 / y), which rounds twice, so that an 8-bit code comes out
 differently now and then. Divisions are therefore marked with the attribute by which its own passes protect
-some of them (`ov::NonconvertibleDivide`); then every operator gives the bits that ONNX Runtime gives.
+some of them (`ov::NonconvertibleDivide`); then every operator with a scale a token gives ONNX Runtime's bits.
 """
 
 from __future__ import annotations

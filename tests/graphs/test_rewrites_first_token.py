@@ -99,6 +99,7 @@ def test_nothing_moves_where_another_token_may_be_needed(model: ir.Model, moved:
     assert first_token.apply(model) == moved
 
 
+@pytest.mark.usefixtures("trace_once")  # which must tell students apart that have the same weights
 @pytest.mark.parametrize(
     ("family", "activations"),
     [("bert", "dynamic-token"), ("distilbert", "static"), ("bert", "dynamic-tensor"), ("electra", None)],

@@ -70,10 +70,8 @@ def test_no_gelu_is_near_a_tie() -> None:
 def test_no_square_root_is_near_a_tie() -> None:
     whole = np.arange(1, int(ROOT_STEPS * LARGEST_VARIANCE) + 1, dtype=np.float64)
     root = np.sqrt(whole)
-    distance = np.abs(root - np.floor(root) - 0.5)
-    assert (
-        distance / np.spacing(root.astype(np.float32))
-    ).min() > 7.9  # of its last place; ONNX Runtime 1.16 is 3.5 off
+    places = np.abs(root - np.floor(root) - 0.5) / np.spacing(root.astype(np.float32))
+    assert places.min() > 7.9  # ONNX Runtime 1.16 is up to 3.5 off
 
 
 def test_softmax_does_not_depend_on_order_or_padding() -> None:
@@ -100,7 +98,7 @@ def test_modules_are_those_of_pytorch_while_training() -> None:
     norm.eval()
     assert not torch.equal(norm(x), expected)
     deviation = (norm(x) - expected).abs()  # steps of 1 / 64 and of 1 in a row that is stretched to 128
-    assert deviation.max() < 2e-3 and deviation.mean() < 1e-4
+    assert deviation.max() < 3e-4 and deviation.mean() < 5e-5
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "electra"])

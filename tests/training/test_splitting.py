@@ -60,10 +60,10 @@ def ternary(family: str, bits: str = "2-1-8", **values: Any) -> Any:
 def test_split_student_has_the_logits_of_the_ternary_one(
     family: str, before: str, after: str, values: dict[str, Any]
 ) -> None:
-    """To 1e-5, but for batches in which an activation lies between two codes to the last place of a float.
+    """Every layer gives what it gave; logits do but for a value on the border of two codes or steps.
 
-    Two halves are added in another order than the whole; where that moves a code, logits move by
-    thousandths. Float activations have no codes.
+    Two halves are added in another order than the whole: values differ in their last place, which now and
+    then decides a rounding, and logits move by thousandths. Float activations have nothing to round.
     """
     split_only = {"split_embedding"}
     student = ternary(
@@ -71,9 +71,23 @@ def test_split_student_has_the_logits_of_the_ternary_one(
     )
     with torch.no_grad():
         batches = [batch(seed=seed) for seed in range(8)]
+        layers: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+        hooks = [
+            module.register_forward_hook(
+                lambda _, inputs, output, name=name: layers.append((name, inputs[0], output))
+            )
+            for name, module in quantized_modules(student).items()
+            if isinstance(module, QuantLinear | QuantEmbedding)
+        ]
         expected = [student(**one).logits for one in batches]
+        for hook in hooks:
+            hook.remove()
         split_student(student, config(after, split_weights=True, **values)).eval()
         found = [student(**one).logits for one in batches]
+        for name, x, y in layers:
+            size = float(y.abs().max())
+            torch.testing.assert_close(student.get_submodule(name)(x), y, atol=2e-6 * size, rtol=0)
+        assert len(layers) == 8 * len(hooks) > 8
     moved = [float((x - y).abs().max()) for x, y in zip(found, expected, strict=True)]
     assert sum(distance <= 1e-5 for distance in moved) >= (8 if after.endswith("32") else 6)
     assert max(moved) < 0.02
