@@ -19,7 +19,11 @@ from qexport.graphs.rewrites import EXPORT_DOMAIN
 from qexport.training.exact import ExactGELU, ExactLayerNorm
 from qexport.training.ghosts import GhostLinear
 from qexport.training.kinds import Kind
-from qexport.training.quantizers import ActivationQuantizer
+from qexport.training.quantizers import (
+    ActivationQuantizer,
+    AsymmetricActivation,
+    LearnedAsymmetricActivation,
+)
 from qexport.training.student import (
     MASKED_SCORE,
     AttentionQuantizers,
@@ -93,6 +97,10 @@ class TwinLinear(nn.Module):
             self.static = activation.mode == "static"
             if self.static:
                 self.register_buffer("a_scale", _static_scale(activation, name))
+            if isinstance(activation, AsymmetricActivation | LearnedAsymmetricActivation):
+                self.attributes["asymmetric"] = 1
+                if self.static:
+                    self.attributes["a_zero"] = activation.stored_zero()
 
     def forward(self, input: Tensor) -> Tensor:
         """Emit `qexport::QuantLinear`."""

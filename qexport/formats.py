@@ -12,6 +12,7 @@ from qexport.errors import UsageError
 
 __all__ = [
     "ACTIVATION_MODES",
+    "ASYMMETRIC",
     "GELU_INPUT_STEPS",
     "GELU_OUTPUT_STEPS",
     "GRANULARITIES",
@@ -35,6 +36,10 @@ ACTIVATION_MODES = ("dynamic-token", "dynamic-tensor", "static")
 
 GRANULARITIES = ("row", "matrix")
 """How many scales a weight matrix [N, K] has: one per output row, shape [N], or one, shape [1]."""
+
+ASYMMETRIC = ("none", "feed-forward", "all")
+"""Which matrices take inputs whose range need not be symmetric: none, the second one of each feed-forward
+part, which reads GELU's output, or all."""
 
 INITIAL_STEPS = ("truncation", "mean")
 """Where learned steps begin: Algorithm 1 of KDLSQ-BERT, or the mean magnitude as in LSQ."""

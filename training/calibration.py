@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from qexport.training.data import Encoded, pad
 from qexport.training.exact import ExactGELU, ExactLayerNorm
+from qexport.training.quantizers import LearnedAsymmetricActivation
 from qexport.training.quantizers.learned import LearnedActivation, ThresholdRule, fitted_threshold
 from qexport.training.student import AttentionQuantizers, QuantEmbedding, QuantLinear, quantized_modules
 
-__all__ = ["calibrate", "initialise_thresholds", "learned_thresholds"]
+__all__ = ["calibrate", "initialise_thresholds", "learned_offsets", "learned_thresholds"]
 
 
 def calibrate(
@@ -90,3 +91,8 @@ def learned_thresholds(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
     ]
     activations = [module.threshold for module in model.modules() if isinstance(module, LearnedActivation)]
     return weights, activations
+
+
+def learned_offsets(model: nn.Module) -> list[nn.Parameter]:
+    """Where learned asymmetric ranges begin, in the order of the model."""
+    return [module.offset for module in model.modules() if isinstance(module, LearnedAsymmetricActivation)]

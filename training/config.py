@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from qexport.errors import UsageError
-from qexport.formats import ACTIVATION_MODES, GRANULARITIES, INITIAL_STEPS, TERNARY_SOLVERS, parse_bits
+from qexport.formats import (
+    ACTIVATION_MODES,
+    ASYMMETRIC,
+    GRANULARITIES,
+    INITIAL_STEPS,
+    TERNARY_SOLVERS,
+    parse_bits,
+)
 
 __all__ = ["TrainConfig"]
 
@@ -51,6 +58,10 @@ class TrainConfig:
     every matrix in each step, slower)."""
     activation_clip: float | None = None
     """Clip activations to [-c, c] before they are quantised; 0 for no clip; TernaryBERT as published: 2.5."""
+    asymmetric: str | None = None
+    """Matrices whose inputs have a range that is not symmetric, with a zero point: none, feed-forward (those
+    that read GELU's output) or all; needs --activations static or dynamic-tensor; default: none, and
+    feed-forward for binarybert with --as-published."""
     position_bits: int | None = None
     """Bits of the position embedding: 8 or 32."""
     initial_step: str | None = None
@@ -191,6 +202,7 @@ class TrainConfig:
         _one_of("--granularity", self.granularity, GRANULARITIES)
         _one_of("--embedding-granularity", self.embedding_granularity, GRANULARITIES)
         _one_of("--solver", self.solver, TERNARY_SOLVERS)
+        _one_of("--asymmetric", self.asymmetric, ASYMMETRIC)
         _one_of("--initial-step", self.initial_step, INITIAL_STEPS)
         _one_of("--logging", self.logging, ("none", "tensorboard"))
         if self.position_bits not in (None, 8, 32):

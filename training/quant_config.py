@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from qexport.errors import UnsupportedModelError, UsageError
-from qexport.formats import ACTIVATION_MODES, GRANULARITIES, TERNARY_SOLVERS, Bits, max_code, parse_bits
+from qexport.formats import (
+    ACTIVATION_MODES,
+    ASYMMETRIC,
+    GRANULARITIES,
+    TERNARY_SOLVERS,
+    Bits,
+    max_code,
+    parse_bits,
+)
 
 __all__ = ["QUANT_METHOD", "WEIGHT_QUANTIZERS", "QuantConfig"]
 
@@ -41,6 +49,9 @@ class QuantConfig:
     """Clip activations to [-c, c] first; 0 for no clip."""
     activation_ema: float = 0.99
     """Decay of the moving average behind static scales, updated in training only."""
+    asymmetric: str = "none"
+    """Matrices whose inputs have a zero point: none, feed-forward (what reads GELU's output) or all. Not for
+    scales a token."""
     weight_clip: float = 0.0
     """Clip latent weights to [-c, c], with zero gradient outside; 0 for no clip."""
     position_bits: int = 8
@@ -108,10 +119,16 @@ class QuantConfig:
             ("granularity", self.granularity, GRANULARITIES),
             ("embedding_granularity", self.embedding_granularity, GRANULARITIES),
             ("activations", self.activations, ACTIVATION_MODES),
+            ("asymmetric", self.asymmetric, ASYMMETRIC),
             ("position_bits", self.position_bits, (8, 32)),
         ):
             if value not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(map(str, allowed))}, got '{value}'")
+        if self.asymmetric != "none" and (self.activations == "dynamic-token" or bits.activation == 32):
+            raise UsageError(
+                f"--asymmetric {self.asymmetric} needs quantised activations with one range for a tensor; "
+                f"give --activations static or dynamic-tensor, got {self.bits} with {self.activations}"
+            )
         if self.quantize_probabilities != self.quantize_values:
             raise UsageError(
                 "quantize_probabilities and quantize_values must be the same, they feed one product; got "

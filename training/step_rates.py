@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from qexport.training.calibration import learned_thresholds
+from qexport.training.calibration import learned_offsets, learned_thresholds
 from qexport.training.recipes.base import LearnedSteps
 
 __all__ = ["set_step_rates"]
@@ -17,9 +17,11 @@ def set_step_rates(optimizer: Optimizer, model: nn.Module, steps: LearnedSteps) 
     Args:
         optimizer: holds every parameter of `model`, and has not made a step.
         model: a student.
-        steps: peak learning rates of thresholds of weights, and of activations.
+        steps: peak learning rates of thresholds of weights, and of activations. Offsets of asymmetric
+            activations, small beside their ranges, take the rate of weights.
     """
-    thresholds = learned_thresholds(model)
+    weights, activations = learned_thresholds(model)
+    thresholds = weights + learned_offsets(model), activations
     own = {id(parameter) for parameters in thresholds for parameter in parameters}
     for group in optimizer.param_groups:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]

@@ -9,6 +9,7 @@ pooler's tanh and the float head.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from qexport.training.quant_config import QuantConfig
 from qexport.training.quantizers import (
     SOLVERS,
     ActivationQuantizer,
+    AsymmetricActivation,
+    LearnedAsymmetricActivation,
     binary_weight_network,
     minmax,
     straight_through,
@@ -292,7 +295,7 @@ class QuantEmbedding(_QuantWeight, nn.Embedding):
 
 
 def activation_quantizer(
-    config: QuantConfig, mode: str | None = None, *, top: int | None = None
+    config: QuantConfig, mode: str | None = None, *, top: int | None = None, asymmetric: bool = False
 ) -> ActivationQuantizer:
     """The quantiser of one activation.
 
@@ -300,13 +303,15 @@ def activation_quantizer(
         config: of the student.
         mode: how the scale is found; default: the student's.
         top: largest code of a learned step; default: that of a symmetric code.
+        asymmetric: with a zero point.
     """
     bits = config.wea.activation
     if config.learns_activations:
+        if asymmetric:
+            return LearnedAsymmetricActivation(bits=bits, gradient_scale=config.gradient_scale)
         return LearnedActivation(bits=bits, top=top, gradient_scale=config.gradient_scale)
-    return ActivationQuantizer(
-        mode or config.activations, bits=bits, clip=config.activation_clip, ema=config.activation_ema
-    )
+    kind = AsymmetricActivation if asymmetric else ActivationQuantizer
+    return kind(mode or config.activations, bits=bits, clip=config.activation_clip, ema=config.activation_ema)
 
 
 class AttentionQuantizers(nn.Module):
@@ -408,6 +413,9 @@ def _is_self_attention(module: nn.Module) -> bool:
     return type(module).__name__.endswith("SelfAttention")
 
 
+_READS_GELU = re.compile(r"((?<!attention\.)output\.dense|ffn\.lin2)(\.|$)")
+"""Path of the second matrix of a feed-forward part, or of a part of it."""
+
 _PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 
 
@@ -451,6 +459,9 @@ def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMod
     for name, module in list(model.named_modules()):
         replacement: nn.Module | None = None
         if type(module) is nn.Linear:
+            asymmetric = config.asymmetric == "all" or (
+                config.asymmetric == "feed-forward" and _READS_GELU.search(name) is not None
+            )
             if bits.weight != 32 and (config.quantize_head or name not in _HEADS):
                 replacement = QuantLinear(
                     module,
@@ -460,7 +471,9 @@ def quantize_model(model: PreTrainedModel, config: QuantConfig) -> PreTrainedMod
                     weight_clip=config.weight_clip,
                     gradient_scale=config.gradient_scale,
                     solver=config.ternary_solver,
-                    activation=None if bits.activation == 32 else activation_quantizer(config),
+                    activation=None
+                    if bits.activation == 32
+                    else activation_quantizer(config, asymmetric=asymmetric),
                 )
         elif type(module) is nn.Embedding:
             table = name.rsplit(".", 1)[-1]

@@ -5,8 +5,14 @@
 | dynamic-tensor | ai.qexport QuantizePerTensor                                | float32, computed |
 | static         | Clip to [-127 s, 127 s], QuantizeLinear with zero point 128 | float32, stored   |
 
-Codes are uint8, 1..255, zero point 128. Static activations of b < 8 bits have top = 2**(b - 1) - 1 in place
-of 127: codes 128 - top .. 128 + top, in a byte like the others. The rules that fuse a quantisation into what
+Asymmetric ones have codes 0..255 and a zero point z of their own:
+
+| dynamic-tensor | Clip if asked for, DynamicQuantizeLinear                    | float32, computed |
+| static         | Clip to [-z s, (255 - z) s], QuantizeLinear                 | float32, stored   |
+
+The codes of the others are uint8, 1..255, zero point 128. Static activations of b < 8 bits have top =
+2**(b - 1) - 1 in place of 127, codes 128 - top .. 128 + top in a byte like the others; asymmetric ones
+2**b - 1 in place of 255. The rules that fuse a quantisation into what
 comes before it leave those alone, since their operators bound codes to 1..255. Two products that read the
 same value make the same nodes; the pipeline's common-subexpression pass leaves one.
 """
@@ -29,6 +35,7 @@ __all__ = [
     "holds_all_codes",
     "is_symmetric",
     "quantize_activation",
+    "quantize_asymmetric",
     "static_quantizer",
     "width_problem",
     "zero_point",
@@ -119,3 +126,47 @@ def quantize_activation(
     kind = "QuantizePerToken" if act == "dynamic-token" else "QuantizePerTensor"
     codes, found = op.op(kind, x, _domain=DOMAIN, _version=VERSION, _outputs=2, clip=float(clip))
     return codes, found
+
+
+def quantize_asymmetric(
+    op: Any,
+    graph: ir.Graph,
+    x: ir.Value,
+    clip: float,
+    scale: ir.Value | None,
+    zero: int,
+    name: str,
+    *,
+    bits: int = 8,
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Codes uint8 0..2**bits - 1 of the shape of `x`, their scale and their zero point.
+
+    Args:
+        op: the rewriter's builder.
+        graph: where constants are registered.
+        x: float32 [..., K].
+        clip: clip x to [-clip, clip] first; 0 for none.
+        scale: float32 scalar of a stored range; None: the range is found at run time.
+        zero: zero point of a stored range, 0..2**bits - 1.
+        name: prefix of new initializers.
+        bits: width of the codes; below 8 for stored ranges only.
+    """
+    ends = {
+        "min": np.float32(-clip if clip > 0 else -np.inf),
+        "max": np.float32(clip if clip > 0 else np.inf),
+    }
+    if scale is not None:
+        stored = constant(scale)
+        assert stored is not None  # the rules' checks have seen it
+        step = np.float32(stored)
+        ends["min"] = np.maximum(ends["min"], np.float32(-zero) * step)
+        ends["max"] = np.minimum(ends["max"], np.float32((1 << bits) - 1 - zero) * step)
+    if np.isfinite(ends["min"]):
+        x = op.Clip(
+            x, *(initializer(graph, f"{name}_{end}", np.array(v, np.float32)) for end, v in ends.items())
+        )
+    if scale is None:
+        codes, found, offset = op.DynamicQuantizeLinear(x, _outputs=3)
+        return codes, found, offset
+    offset = initializer(graph, f"{name}_zero_point", np.array(zero, np.uint8))
+    return op.QuantizeLinear(x, scale, offset), scale, offset

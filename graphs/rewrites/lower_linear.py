@@ -2,7 +2,8 @@
 
     before   qexport.QuantLinear(x, codes, w_scale, bias[, a_scale])
     after    a, s = quantise x (see activation.py)
-             ai.qexport.TernaryMatMul(a, s, 128, pack(codes), w_scale, bias), or its sibling for the bits
+             ai.qexport.TernaryMatMul(a, s, z, pack(codes), w_scale, bias), or its sibling for the bits;
+             z is 128, or the zero point of an asymmetric activation
 
 Shapes   x float32 [..., K], codes int8 [N, K], w_scale float32 [N] or [1], bias float32 [N], a_scale scalar.
 Parity   equal integers; float32 rounding as in the operator's contract, docs/operators.
@@ -21,7 +22,12 @@ from qexport.formats import ACTIVATION_MODES
 from qexport.graphs.operators import DOMAIN, VERSION, matmul_name
 from qexport.graphs.packing import BITS, pack
 from qexport.graphs.rewrites import EXPORT_DOMAIN
-from qexport.graphs.rewrites.activation import quantize_activation, width_problem, zero_point
+from qexport.graphs.rewrites.activation import (
+    quantize_activation,
+    quantize_asymmetric,
+    width_problem,
+    zero_point,
+)
 from qexport.graphs.rewrites.initializers import constant, floats, initializer
 
 __all__ = ["check_weight", "module_of", "rules"]
@@ -79,6 +85,12 @@ def _applies(
         return result.fail(f"act must be one of {', '.join(ACTIVATION_MODES)}, got '{act}'", node)
     if problem := width_problem(act, node.attributes.get_int("a_bits", 8)):
         return result.fail(problem, node)
+    if node.attributes.get_int("asymmetric", 0):
+        if act == "dynamic-token":
+            return result.fail("an asymmetric activation has one range for a tensor, not one a token", node)
+        zero, bits = node.attributes.get_int("a_zero", 0), node.attributes.get_int("a_bits", 8)
+        if not 0 <= zero < 1 << bits:
+            return result.fail(f"the zero point must be in 0..{(1 << bits) - 1}, got {zero}", node)
     if (act == "static") != (a_scale is not None):
         return result.fail("a_scale must be given for static activations, and only for them", node)
     if a_scale is not None:
@@ -106,22 +118,19 @@ def _after(
     graph, bits = node.graph, node.attributes.get_int("w_bits")
     array = constant(codes)
     assert isinstance(graph, ir.Graph) and array is not None
-    a, scale = quantize_activation(
-        op,
-        graph,
-        x,
-        node.attributes.get_string("act"),
-        node.attributes.get_float("clip", 0.0),
-        a_scale,
-        f"{name}.a",
-        bits=node.attributes.get_int("a_bits", 8),
-    )
+    clip, a_bits = node.attributes.get_float("clip", 0.0), node.attributes.get_int("a_bits", 8)
+    if node.attributes.get_int("asymmetric", 0):
+        stored = node.attributes.get_int("a_zero", 0)
+        a, scale, zero = quantize_asymmetric(op, graph, x, clip, a_scale, stored, f"{name}.a", bits=a_bits)
+    else:
+        act, zero = node.attributes.get_string("act"), zero_point(graph)
+        a, scale = quantize_activation(op, graph, x, act, clip, a_scale, f"{name}.a", bits=a_bits)
     weight = initializer(graph, f"{name}.weight", pack(array, bits))
     lowered: ir.Value = op.op(
         matmul_name(bits),
         a,
         scale,
-        zero_point(graph),
+        zero,
         weight,
         w_scale,
         bias,

@@ -23,7 +23,7 @@ OPTIONS = {
 }
 
 PANELS = {
-    "Quantisation": ("bits", "activations", "granularity", "activation_clip", "position_bits",
+    "Quantisation": ("bits", "activations", "granularity", "activation_clip", "asymmetric", "position_bits",
                      "initial_step", "truncation", "as_published"),
     "Size": ("layers", "hidden_size", "intermediate_size", "heads"),
     "Data": ("data_dir", "train_file", "eval_file", "text_column", "text_pair_column", "label_column",

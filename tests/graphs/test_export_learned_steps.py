@@ -142,6 +142,56 @@ def test_exported_student_computes_the_integers_of_pytorch(
             assert len({products[name].input[0] for name in names}) == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "bits", "family", "options"),
+    [
+        ("kdlsq", "2-2-4", "bert", {"asymmetric": "feed-forward"}),
+        ("lsq", "4-4-8", "distilbert", {"asymmetric": "all"}),
+        ("q8bert", "8-8-8", "electra", {"asymmetric": "all", "activations": "static"}),
+        (
+            "ternarybert",
+            "2-2-8",
+            "roberta",
+            {"asymmetric": "all", "activations": "dynamic-tensor", "activation_clip": 2.5},
+        ),
+    ],
+)
+def test_asymmetric_activations_are_multiplied_with_their_zero_points(
+    method: str, bits: str, family: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    source = student(tmp_path / "student", method, bits, family, **options)
+    to_onnx(ExportConfig(model=source, output=tmp_path / "out"))
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    width = parse_bits(bits)
+    feeds = feeds_of({value.name for value in model.graph.input})
+    logits, codes = torch_codes(source, feeds)
+    pytorch, zeros = load(source), dict[str, int]()
+    for name, layer in pytorch.named_modules():
+        if isinstance(layer, QuantLinear) and hasattr(layer.activation, "stored_zero"):
+            zeros[name] = (
+                -1 if options.get("activations") == "dynamic-tensor" else layer.activation.stored_zero()
+            )
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    products = {node.name: node for node in model.graph.node if node.op_type == matmul_name(width.weight)}
+    for name, node in products.items():
+        zero = zeros.get(name, 128)
+        assert zero == -1 or stored[node.input[2]] == zero, name
+    seen = set(zeros.values())
+    assert seen == {-1} or (len(zeros) > 1 and 128 not in seen)
+
+    extra = [name for node in products.values() for name in (node.input[0], node.input[2])]
+    for optimise in (False, True):
+        run = [name for name in extra if name not in stored]
+        found, *values = run_file(model, feeds, run, optimise=optimise)
+        np.testing.assert_allclose(found, logits, rtol=0, atol=2e-6)
+        known = {**stored, **dict(zip(run, values, strict=True))}
+        for name, node in products.items():
+            array, zero = known[node.input[0]], known[node.input[2]]
+            centred = codes[name].astype(np.uint8)[:, : array.shape[1]] - np.uint8(128)
+            np.testing.assert_array_equal(array - zero, centred, err_msg=name)
+            assert name not in zeros or array.max() < 1 << width.activation
+
+
 def test_as_published_and_inlined_files_compute_the_same(tmp_path: Path) -> None:
     source = student(tmp_path / "student", "kdlsq", "4-2-4", as_published=True)
     for name, options in (("function", {}), ("inline", {"inline": True})):

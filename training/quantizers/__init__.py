@@ -9,6 +9,7 @@ quantised weight is `codes * scale`. The latent weight stays float32 and receive
 from __future__ import annotations
 
 from qexport.training.quantizers.activation import ActivationQuantizer, activation_codes
+from qexport.training.quantizers.asymmetric import AsymmetricActivation, LearnedAsymmetricActivation
 from qexport.training.quantizers.bwn import binary_weight_network, split_ternary
 from qexport.training.quantizers.lat import SOLVERS, loss_aware_ternary, loss_aware_ternary_exact
 from qexport.training.quantizers.minmax import minmax
@@ -18,6 +19,8 @@ from qexport.training.quantizers.twn import ternary_weight_network
 __all__ = [
     "SOLVERS",
     "ActivationQuantizer",
+    "AsymmetricActivation",
+    "LearnedAsymmetricActivation",
     "activation_codes",
     "binary_weight_network",
     "loss_aware_ternary",

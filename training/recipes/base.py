@@ -207,6 +207,7 @@ class Recipe:
                 ("--solver", config.solver),
                 ("--position-bits", config.position_bits),
                 ("--activation-clip", config.activation_clip),
+                ("--asymmetric", config.asymmetric),
                 ("--as-published", (config.as_published and not self.published) or None),
             ):
                 if value is not None and value != _FLOAT:
@@ -237,10 +238,13 @@ class Recipe:
         if bits.activation < 8:
             values.update(self.low_activations)
         for name in (
-            "activations", "granularity", "embedding_granularity", "activation_clip", "position_bits"
+            "activations", "granularity", "embedding_granularity", "activation_clip", "asymmetric",
+            "position_bits",
         ):  # fmt: skip
             if getattr(config, name) is not None:
                 values[name] = getattr(config, name)
+        if config.asymmetric is None and values.get("activations", "dynamic-token") == "dynamic-token":
+            values.pop("asymmetric", None)  # of the published form; a scale a token, when asked for, wins
         if config.solver is not None:
             if values.get("weight_quantizer") != "lat":
                 raise UsageError(

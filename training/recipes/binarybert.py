@@ -37,6 +37,7 @@ BINARYBERT = Recipe(
         "granularity": "matrix",
         "activations": "dynamic-tensor",
         "activation_clip": 2.5,
+        "asymmetric": "feed-forward",
         "position_bits": 32,
         "split_embedding": True,
     },
