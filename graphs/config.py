@@ -41,7 +41,7 @@ class ExportConfig:
     output: Path
     """Folder to write."""
     opset: int | None = None
-    """Version of the ai.onnx operator set, 18 to 21; None takes 18, which every supported runtime reads."""
+    """Version of the ai.onnx operator set, 18 to 21; default: 18, which every supported runtime reads."""
     min_ort: str = "1.20"
     """Oldest ONNX Runtime that must run the file well; below 1.20 function bodies are written in place."""
     inline: bool = False

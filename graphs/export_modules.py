@@ -16,6 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from qexport.errors import UnsupportedModelError
 from qexport.graphs.rewrites import EXPORT_DOMAIN
+from qexport.training.attention import MASKED_SCORE, AttentionQuantizers
 from qexport.training.exact import ExactGELU, ExactLayerNorm
 from qexport.training.ghosts import GhostLinear
 from qexport.training.kinds import Kind
@@ -24,13 +25,7 @@ from qexport.training.quantizers import (
     AsymmetricActivation,
     LearnedAsymmetricActivation,
 )
-from qexport.training.student import (
-    MASKED_SCORE,
-    AttentionQuantizers,
-    QuantEmbedding,
-    QuantLinear,
-    quantized_modules,
-)
+from qexport.training.student import QuantEmbedding, QuantLinear, quantized_modules
 
 __all__ = [
     "EXPORT_ATTENTION",

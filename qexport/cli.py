@@ -127,8 +127,8 @@ def _root(
 
     Or all of it at once: qexport quickstart
 
-    Exit codes: 0 done, 1 a bug, 2 usage or data, 3 a gate of verify failed, 4 environment, 5 unsupported
-    model, 130 interrupted.
+    Exit codes: 0 done, 1 a bug, 2 usage or data, 3 a gate of verify or a run of a sweep failed, 4
+    environment, 5 unsupported model, 130 interrupted.
     """
     console.configure(verbosity=1 if verbose else -1 if quiet else 0, color=not no_color)
 

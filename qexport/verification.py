@@ -99,9 +99,11 @@ class VerificationConfig:
     """Rounds before, not timed."""
 
     max_drop: float | None = None
-    """Points of the main metric that may be lost against the teacher, judged with a paired 95 % interval."""
+    """Points of the main metric that may be lost against the teacher, judged with a paired 95 % interval;
+    without a teacher against the FP32 baseline."""
     min_agreement: float | None = None
-    """Percent of rows on which file and PyTorch student must agree, e.g. 99.9."""
+    """Percent of rows on which file and PyTorch student must agree, e.g. 99.9; without the student the
+    teacher, else the baseline."""
     max_latency_ms: float | None = None
     """Largest median latency at the longest of the lengths."""
     max_size_mb: float | None = None

@@ -49,7 +49,8 @@ class VerifyConfig:
     mobile_check: bool = False
     """Run ONNX Runtime's mobile tools on the file."""
     min_agreement: float | None = None
-    """Gate: percent of rows with the student's prediction (else the teacher's, else the baseline's); 99.9."""
+    """Gate: percent of rows with the student's prediction (else the teacher's, else the baseline's), e.g.
+    99.9."""
     max_latency_ms: float | None = None
     """Gate: median latency at `latency_length` tokens and the first thread count."""
     latency_length: int | None = None

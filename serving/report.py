@@ -103,7 +103,8 @@ class Rows:
     split: str
     """Name of the split."""
     kind: str
-    """What the task asks for: "classification", "regression", "span" (question answering)."""
+    """What the task asks for: "classification", "regression", "span" (question answering), "tokens" or
+    "embedding"."""
     rows: int
     """Number of rows; of question answering the questions."""
     main_metric: str
@@ -113,7 +114,7 @@ class Rows:
     fingerprint: str
     """sha256 of what was read."""
     item: str = "row"
-    """What is counted as a row everywhere in the report: "row", "question"."""
+    """What is counted as a row everywhere in the report: "row", "question", "word" or "sentence"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,8 @@ class Drop:
     high: float
     """Upper end of the 95 % interval."""
     method: str
-    """How the interval was found: "score interval (Tango 1998)" or "paired bootstrap"."""
+    """How the interval was found: "score interval (Tango 1998)" or "paired bootstrap", for words over
+    sentences, for embeddings over pairs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qexport.training.attention import AttentionQuantizers
 from qexport.training.data import Encoded, pad
 from qexport.training.exact import ExactGELU, ExactLayerNorm
 from qexport.training.quantizers import LearnedAsymmetricActivation
 from qexport.training.quantizers.learned import LearnedActivation, ThresholdRule, fitted_threshold
-from qexport.training.student import AttentionQuantizers, QuantEmbedding, QuantLinear, quantized_modules
+from qexport.training.student import QuantEmbedding, QuantLinear, quantized_modules
 
 __all__ = ["calibrate", "initialise_thresholds", "learned_offsets", "learned_thresholds"]
 

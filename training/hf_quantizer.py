@@ -42,7 +42,7 @@ class QexportQuantizer(HfQuantizer):
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Students run on the registered `qexport` attention, whatever was asked for."""
-        from qexport.training.student import ATTENTION_NAME
+        from qexport.training.attention import ATTENTION_NAME
 
         config._attn_implementation = ATTENTION_NAME
         return config

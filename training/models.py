@@ -14,9 +14,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from qexport.errors import EnvironmentProblem, MissingPackageError, UnsupportedModelError
+from qexport.training.attention import ATTENTION_NAME
 from qexport.training.hf_quantizer import QexportQuantizer
 from qexport.training.kinds import Kind, get_kind, kind_of_config
-from qexport.training.student import ATTENTION_NAME, SUPPORTED_MODEL_TYPES
+from qexport.training.student import SUPPORTED_MODEL_TYPES
 
 __all__ = [
     "PACKAGED_MODEL",

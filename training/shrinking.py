@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qexport.errors import UnsupportedModelError, UsageError
+from qexport.training.attention import ATTENTION_NAME
 from qexport.training.layer_map import LayerMap, uniform_map
 from qexport.training.projection import hidden_states
 from qexport.training.recipes.base import StudentSize
-from qexport.training.student import ATTENTION_NAME
 from qexport.training.width import Layer, encoder_layers
 
 __all__ = ["pick_channels", "shrink", "size_of"]

@@ -32,7 +32,7 @@ def to_onnx(
 
       qexport to-onnx teacher teacher-onnx
 
-      qexport to-onnx student -o old --min-ort 1.16 --inline
+      qexport to-onnx student -o old --min-ort 1.16
 
       qexport to-onnx student -o app --with-tokenizer
     """

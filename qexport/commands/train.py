@@ -24,8 +24,8 @@ OPTIONS = {
 
 PANELS = {
     "Quantisation": ("bits", "activations", "granularity", "activation_clip", "asymmetric", "position_bits",
-                     "initial_step", "truncation", "as_published"),
-    "Size": ("layers", "hidden_size", "intermediate_size", "heads"),
+                     "embedding_granularity", "solver", "initial_step", "truncation", "as_published"),
+    "Size": ("layers", "hidden_size", "intermediate_size", "heads", "width", "ghosts", "ghost_kernel"),
     "Data": ("data_dir", "train_file", "eval_file", "text_column", "text_pair_column", "label_column",
              "regression", "eval_articles", "train_samples", "eval_samples", "max_length"),
     "Augmentation": ("augment", "augment_model", "augment_probability", "augment_candidates", "glove"),

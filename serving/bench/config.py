@@ -55,7 +55,7 @@ class BenchConfig:
     kernels held to one instruction set, such as native-avx2. Ratios are against the first one."""
     against: tuple[str, ...] = ("fp32", "int8")
     """What it is compared with: fp32 and int8 (ONNX Runtime), openvino (int8 by NNCF), openvino-fp32,
-    openvino-bf16, by comma; they need the extra bench."""
+    openvino-bf16, by comma; those of OpenVINO need the extra bench."""
     isa: tuple[str, ...] = ()
     """Instruction sets to hold the kernels to, by comma, one more engine each; OpenVINO too, where it is
     among --against."""

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 import qexport
 from qexport.errors import UsageError
 from qexport.formats import max_code
+from qexport.training.attention import AttentionQuantizers
 from qexport.training.calibration import initialise_thresholds, learned_thresholds
 from qexport.training.exact import ExactLayerNorm
 from qexport.training.quant_config import QuantConfig
@@ -28,13 +29,7 @@ from qexport.training.quantizers.learned import (
     threshold_rule,
     truncated_threshold,
 )
-from qexport.training.student import (
-    AttentionQuantizers,
-    QuantEmbedding,
-    QuantLinear,
-    quantize_model,
-    quantized_modules,
-)
+from qexport.training.student import QuantEmbedding, QuantLinear, quantize_model, quantized_modules
 
 W = torch.tensor([[0.9, -0.05, 0.4, -0.7], [0.02, -0.3, 0.55, -0.1]])
 X = torch.tensor([-3, -0.6, 0.013, 0.4, 1.2, 2])
@@ -256,7 +251,7 @@ def test_evaluation_computes_the_integers_of_training(
 ) -> None:
     """With one softmax, GELU and LayerNorm for both: whole numbers then give what fake quantisation gives."""
     model = student(bits=bits, unsigned_probabilities=unsigned)
-    monkeypatch.setattr("qexport.training.student.exact_softmax", lambda scores: scores.softmax(-1))
+    monkeypatch.setattr("qexport.training.attention.exact_softmax", lambda scores: scores.softmax(-1))
     monkeypatch.setattr("qexport.training.exact.exact_gelu", nn.functional.gelu)
     monkeypatch.setattr(ExactLayerNorm, "forward", nn.LayerNorm.forward)
     for module in model.modules():

@@ -10,9 +10,9 @@ from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
 from qexport.errors import UsageError
+from qexport.training.attention import ATTENTION_NAME
 from qexport.training.recipes.base import StudentSize
 from qexport.training.shrinking import pick_channels, shrink, size_of
-from qexport.training.student import ATTENTION_NAME
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert")
 

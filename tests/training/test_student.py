@@ -14,16 +14,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import qexport
 from qexport.errors import UnsupportedModelError, UsageError
+from qexport.training.attention import AttentionQuantizers, integer_matmul
 from qexport.training.quant_config import QuantConfig
 from qexport.training.quantizers import ternary_weight_network
-from qexport.training.student import (
-    AttentionQuantizers,
-    QuantEmbedding,
-    QuantLinear,
-    integer_matmul,
-    quantize_model,
-    quantized_modules,
-)
+from qexport.training.student import QuantEmbedding, QuantLinear, quantize_model, quantized_modules
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra")
 

@@ -11,8 +11,8 @@ from tiny_models import tiny_model
 from torch import nn
 
 from qexport.errors import UnsupportedModelError
+from qexport.training.attention import ATTENTION_NAME
 from qexport.training.kinds import get_kind
-from qexport.training.student import ATTENTION_NAME
 from qexport.training.width import Importance, cut_width, layer_sizes, reorder, unit_importance
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra")
