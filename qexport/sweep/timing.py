@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,14 +12,16 @@ from qexport.errors import QexportError
 from qexport.sweep.table import Row
 
 if TYPE_CHECKING:
+    import onnx
+
     from qexport.serving.session import Session
 
-__all__ = ["time_files"]
+__all__ = ["graph_key", "time_files"]
 
 _ENGINES = {"stock": "off", "native": "auto"}
 """Name -> mode of the kernels: ONNX Runtime alone, and with the kernel library where it fits the file."""
 
-_SAME_SIZE = 0.01  # files of a method, its bits and a size that differs by less have the same graph
+_SHAPE_NUMBERS = 16  # an int64 tensor of so many or fewer may be a shape or axes, which are part of the graph
 _FIRST_WORD = 1000  # ids below are padding, marks and letters
 
 
@@ -33,7 +35,8 @@ def time_files(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Medians of exported files, batch 1.
 
-    Files of the same graph are timed once, and the others get the times of the one that was.
+    Files of the same graph are timed once, and the others get the times of the one that was. Graphs are the
+    same when nothing but the values of their weights and scales differs: see `graph_key`.
 
     Args:
         files: key of a run -> its row and its ONNX folder.
@@ -46,10 +49,12 @@ def time_files(
     """  # fmt: skip
     from qexport.serving.latency import interleave, run_ms
 
-    graphs: dict[tuple[Any, ...], list[str]] = {}
-    for key, (row, _) in files.items():
-        size = round(math.log(row["file_bytes"]) / _SAME_SIZE)
-        graphs.setdefault((row["method"], row["bits"], size), []).append(key)
+    graphs: dict[str, list[str]] = {}
+    for key, (_, folder) in files.items():
+        try:
+            graphs.setdefault(graph_key(folder), []).append(key)
+        except QexportError as error:
+            say(f"not timed: {error}")
     sessions: dict[tuple[str, str], Session] = {}
     for keys in graphs.values():
         _, folder = files[keys[0]]
@@ -75,6 +80,45 @@ def time_files(
                     "median_ms": medians[keys[0]], "measured_on": files[keys[0]][0]["name"], "batch": 1,
                     "threads": threads, "rounds": rounds, "load_average": load,
                 }  # fmt: skip
+
+
+def graph_key(folder: Path) -> str:
+    """SHA-256 of what an ONNX file computes with, all but the values of its weights and scales.
+
+    Nodes, their attributes (a clip is one, and changes neither size nor operators), function bodies, and type
+    and shape of every tensor count; so do small int64 tensors, which are shapes and axes.
+
+    Raises:
+        UnsupportedModelError: no such file, or not ONNX.
+    """
+    from qexport.graphs.inventory import read_model
+    from qexport.graphs.tensor_roles import all_nodes
+
+    model = read_model(folder / "model.onnx")
+    model.ClearField("metadata_props")
+    for tensor in model.graph.initializer:
+        _strip(tensor)
+    for node in all_nodes(model.graph.node):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _strip(attribute.t)
+            if attribute.HasField("g"):
+                for tensor in attribute.g.initializer:
+                    _strip(tensor)
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _strip(tensor: onnx.TensorProto) -> None:
+    """Leave name, type and shape of a tensor; its values only where they may be shapes or axes."""
+    import onnx
+
+    size = 1
+    for length in tensor.dims:
+        size *= length
+    if tensor.data_type == onnx.TensorProto.INT64 and size <= _SHAPE_NUMBERS:
+        return
+    bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    tensor.CopyFrom(bare)
 
 
 def _open(folder: Path, mode: str, threads: int, say: Callable[[str], None]) -> Session | None:
