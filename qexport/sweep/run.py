@@ -19,12 +19,14 @@ from qexport.commands.verify import OPTIONS as VERIFY_OPTIONS
 from qexport.graphs.config import ExportConfig
 from qexport.sweep.settings import words
 from qexport.training.config import TrainConfig
+from qexport.training.recipes import get_recipe
 from qexport.verification import VerificationConfig
 
 __all__ = ["Run", "RunFolder", "expanded", "shell_line", "variables"]
 
 KEY_FORMAT = 1
-"""Part of every key: raised when the same settings would mean another run."""
+"""Part of every key: raised when the same settings would mean another run, whatever the method; what
+`--as-published` of one method means has a number of its own, `Recipe.published_revision`."""
 
 WITHOUT_EFFECT = frozenset({"data_dir", "threads", "eval_batch_size", "logging", "logging_steps"})
 """Options of `train` that say where and how it runs, not what comes out; no part of a run's key."""
@@ -85,6 +87,9 @@ class Run:
             "seed": self.seed, "teacher": teacher,
             "options": {name: value for name, value in self.options.items() if name not in WITHOUT_EFFECT},
         }  # fmt: skip
+        revision = get_recipe(self.method).published_revision if self.options.get("as_published") else 1
+        if revision > 1:
+            settings["published_revision"] = revision
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

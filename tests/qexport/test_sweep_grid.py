@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,11 @@ import pytest
 from qexport.errors import UsageError
 from qexport.sweep.grid import Sweep, read_sweep
 from qexport.sweep.run import Run, RunFolder, expanded, shell_line
+from qexport.sweep.table import read_rows
+from qexport.training.recipes import RECIPES
+from qexport.training.recipes.base import Recipe
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def _read(tmp_path: Path, text: str) -> Sweep:
@@ -72,6 +78,43 @@ def test_key_tells_what_comes_out_and_not_where(tmp_path: Path, monkeypatch: pyt
     }
     assert len(others | {plain}) == 4
     assert key("lr: 1e-4", ", bits: 2-2-8, seed: 42") == plain
+
+
+@pytest.mark.parametrize(
+    ("run", "key"),
+    [
+        ("method: ternarybert, task: mrpc, bits: 2-2-8", "f7793370bf29"),
+        ("method: binarybert, task: mrpc, bits: 1-1-8", "40ed42f66c14"),
+        ("method: ternarybert, task: mrpc, bits: 2-2-8, as_published: true", "e70fe86e714d"),
+    ],
+)
+def test_key_stays_from_version_to_version(tmp_path: Path, run: str, key: str) -> None:
+    assert _read(tmp_path, f"runs: [{{{run}}}]").runs[-1].key == key
+
+
+def test_key_is_a_new_one_where_as_published_means_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys(recipe: Recipe) -> list[str]:
+        monkeypatch.setitem(RECIPES, "binarybert", recipe)
+        start = "method: binarybert, task: mrpc"
+        text = f"runs: [{{{start}}}, {{{start}, as_published: false}}, {{{start}, as_published: true}}]"
+        return [run.key for run in _read(tmp_path, text).runs[1:]]
+
+    now = RECIPES["binarybert"]
+    assert now.published_revision == 2
+    new, old = keys(now), keys(dataclasses.replace(now, published_revision=1))
+    assert new[:2] == old[:2]
+    assert old[2] == "21f08c84fd17" != new[2]
+
+
+def test_keys_of_the_rows_of_the_repository_follow_from_their_settings() -> None:
+    rows = read_rows(BENCHMARKS / "results.jsonl")
+    assert len(rows) >= 10
+    for row in rows:
+        settings = {name: row[name] for name in ("method", "task", "bits", "seed", "options", "teacher")}
+        run = Run(**settings, groups=(), quantised=row["bits"] != "32-32-32", registered=True)
+        assert (run.key, run.name) == (row["key"], row["name"])
 
 
 def test_list_in_a_grid_is_a_further_axis(tmp_path: Path) -> None:
@@ -166,5 +209,5 @@ def test_mistake_is_refused_with_its_line(text: str, sentence: str, tmp_path: Pa
 def test_grid_of_the_repository_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLUE", "glue")
     monkeypatch.setenv("SQUAD", "squad")
-    found = read_sweep(Path(__file__).parents[2] / "benchmarks" / "results.yaml")
+    found = read_sweep(BENCHMARKS / "results.yaml")
     assert {"fp32", "ternarybert", "kdlsq"} <= {run.method for run in found.runs}

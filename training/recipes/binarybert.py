@@ -41,6 +41,7 @@ BINARYBERT = Recipe(
         "position_bits": 32,
         "split_embedding": True,
     },
+    published_revision=2,  # 2: inputs of the feed-forward part are asymmetric
     low_activations={"activations": "static", "learned_activations": True, "activation_clip": 0.0},
     steps=STEPS,
     # rates of the released scripts: 2e-5, then 1e-5 for ternary, 5e-5 for binary, 2.5 times that for layers
