@@ -227,14 +227,18 @@ def _settings(row: Row) -> dict[str, Any]:
 
 
 def _varying(key: tuple[str, str], rows: Sequence[Row]) -> list[str]:
-    """Options that have two values on one task at one seed: what a grid varied, not what a task needs."""
+    """Options that have two values on one task: what a grid varied, not what a task needs.
+
+    A teacher counts only where one seed has two of them, since it may be one for each seed.
+    """
     same = [row for row in rows if (row["method"], row["bits"]) == key]
     names = sorted({name for row in same for name in _settings(row)} - WITHOUT_EFFECT)
     found = []
     for name in names:
-        seen: dict[tuple[str, int], set[Any]] = {}
+        seen: dict[tuple[str, int | None], set[Any]] = {}
         for row in same:
-            seen.setdefault((row["task"], row["seed"]), set()).add(_settings(row).get(name))
+            seed = row["seed"] if name == "teacher" else None
+            seen.setdefault((row["task"], seed), set()).add(_settings(row).get(name))
         if any(len(values) > 1 for values in seen.values()):
             found.append(name)
     return found

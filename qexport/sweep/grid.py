@@ -12,7 +12,7 @@ from typing import Any
 
 from qexport.errors import UsageError
 from qexport.sweep.document import Node, read_document
-from qexport.sweep.run import Run, variables
+from qexport.sweep.run import WITHOUT_EFFECT, Run, variables
 from qexport.sweep.settings import convert, plain_names
 from qexport.training.config import TrainConfig
 from qexport.training.recipes import RECIPES, get_recipe
@@ -186,6 +186,12 @@ class _Reader:
             name: value.items(name) if isinstance(value.value, list) else [value]
             for name, value in options.items()
         }
+        for name, several in axes.items():
+            if name in WITHOUT_EFFECT and len(several) > 1:
+                raise options[name].error(
+                    f"{name} does not change what comes out, so a list of it is one run given several times; "
+                    "give one value"
+                )
         nothing = [Node(None, node.file, node.line)]
         bits = given["bits"].items("bits") if "bits" in given else nothing
         seeds = given["seeds"].items("seeds") if "seeds" in given else nothing

@@ -55,6 +55,25 @@ def test_option_that_a_grid_varies_makes_variants_and_one_that_a_task_needs_does
     assert len(group.averages()[1].tasks) == 2
 
 
+def test_settings_that_differ_from_seed_to_seed_are_not_averaged(tmp_path: Path) -> None:
+    rows = [
+        made_row("kdlsq", "rte", 0.6, seed=seed, lr=lr, drop=1.0) for seed, lr in ((43, 1e-4), (44, 5e-4))
+    ]
+    [group] = join([_table(tmp_path / "t", *rows)]).groups
+    assert [one.label for one in group.variants] == ["kdlsq 2-2-8, lr 0.0001", "kdlsq 2-2-8, lr 0.0005"]
+    assert all(cell.value.spread is None for cell in group.cells.values())
+
+
+def test_teacher_may_follow_the_seed_and_makes_variants_within_one(tmp_path: Path) -> None:
+    rows = [{**made_row("kdlsq", "rte", 0.6, seed=seed, drop=1.0), "teacher": f"teacher {seed}"}
+            for seed in (43, 44)]  # fmt: skip
+    [group] = join([_table(tmp_path / "t", *rows)]).groups
+    assert [one.label for one in group.variants] == ["kdlsq 2-2-8"]
+    other = {**rows[0], "key": "0" * 12, "teacher": "a folder"}
+    [group] = join([_table(tmp_path / "t", *rows, other)]).groups
+    assert len(group.variants) == 3
+
+
 def test_later_groups_leave_out_tasks_of_which_only_the_teacher_is_there(tmp_path: Path) -> None:
     both = ("results", "rates")
     rows = [made_row("fp32", task, 0.6, bits="32-32-32", groups=both) for task in ("rte", "cola")]

@@ -197,6 +197,9 @@ ONE = "runs: [{method: fp32, task: rte}]"
          "line 1: unknown key 'latencies' in verify; did you mean 'latency'?"),
         ("runs: [", "line 1 is not valid YAML"),
         ("defaults: {}", "there is nothing to run; write grids: or runs:"),
+        ("grids:\n- {methods: fp32, tasks: rte,\n   data_dir: [a, b]}",
+         "line 3: data_dir does not change what comes out, so a list of it"),
+        ("grids: [{methods: fp32, tasks: rte, threads: [1, 2]}]", "line 1: threads does not change"),
         ("grids: [{methods: fp32}]", "line 1: a grid needs tasks: a list of names"),
     ],
 )  # fmt: skip

@@ -123,8 +123,8 @@ class Recipe:
     published: Mapping[str, Any] = field(default_factory=dict)
     """Fields of QuantConfig as in the paper's released code, taken by `--as-published`."""
     published_revision: int = 1
-    """Part of the key of a sweep's run with `--as-published` where above 1. Raise it by one in the commit that
-    makes the option train another model than before (`published` changed, or code that only the option takes),
+    """Part of the key of a sweep's run with `--as-published` where above 1. Raise it by one in the commit
+    that makes the option train another model than before (`published` changed, or code that only it takes),
     so that finished rows of the old one are not taken for the new one."""
     ghosts: bool = False
     """Whether its student has ghost modules; its model is cut to --width even where nothing is quantised."""
