@@ -108,7 +108,7 @@ def write_ort_config(target: Path, *, opset: int, description: Mapping[str, Any]
             "format": "QOperator",
             "mode": "IntegerOps",
             "activations_dtype": "QUInt8",
-            "activations_symmetric": True,
+            "activations_symmetric": quantization.get("asymmetric", "none") == "none",
             "weights_dtype": "QInt8",
             "weights_symmetric": True,
             "per_channel": quantization["granularity"] == "row",

@@ -52,14 +52,15 @@ def integer_matmul(a: Tensor, b: Tensor, bound: int) -> Tensor:
         float32 [..., M, N], the int32 accumulator converted to float.
     """
     k = a.shape[-1]
-    if k * bound < _EXACT:
-        return a @ b.transpose(-1, -2)
-    block = _EXACT // (bound + 1)
-    total = torch.zeros((), dtype=torch.int32, device=a.device)
-    for start in range(0, k, block):
-        part = a[..., start : start + block] @ b[..., start : start + block].transpose(-1, -2)
-        total = total + part.to(torch.int32)
-    return total.float()
+    with torch.autocast(a.device.type, enabled=False):  # bfloat16 would round the sums
+        if k * bound < _EXACT:
+            return a @ b.transpose(-1, -2)
+        block = _EXACT // (bound + 1)
+        total = torch.zeros((), dtype=torch.int32, device=a.device)
+        for start in range(0, k, block):
+            part = a[..., start : start + block] @ b[..., start : start + block].transpose(-1, -2)
+            total = total + part.to(torch.int32)
+        return total.float()
 
 
 def activation_quantizer(

@@ -16,7 +16,10 @@ from qexport.training.data import Encoded, pad
 from qexport.training.judge import Judge
 from qexport.training.kinds import Kind
 
-__all__ = ["Rows", "Shuffle", "collator", "predict_logits"]
+__all__ = ["GROUP", "GroupByLength", "Order", "Rows", "Shuffle", "collator", "predict_logits"]
+
+GROUP = 50
+"""Batches that are sorted by length together."""
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -35,27 +38,61 @@ class Rows(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.order)
 
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row, int64 [n]."""
+        return self.encoded.lengths()[self.order]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        # the sampler that groups by length reads input_ids; the collator reads the rest by index
-        row = int(self.order[index])
-        return {"input_ids": self.encoded.input_ids[row], "index": row, "encoded": self.encoded}
+        return {"index": int(self.order[index]), "encoded": self.encoded}  # for the collator
 
 
-class Shuffle(Sampler[int]):
-    """A permutation of the rows that depends on seed and epoch only, not on the number of processes."""
+class Order(Sampler[int]):
+    """Training rows in an order that depends on seed and epoch only.
+
+    So a resumed run goes on in the order in which it was stopped, and all processes agree on it.
+    """
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed, self.epoch = count, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each pass."""
+        """Which pass over the rows comes next, from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.count
 
+    def permutation(self) -> npt.NDArray[np.int64]:
+        """The rows of this epoch at random, int64 [count]."""
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+
+
+class Shuffle(Order):
+    """A permutation of the rows."""
+
     def __iter__(self) -> Iterator[int]:
-        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.count).tolist())
+        return iter(self.permutation().tolist())
+
+
+class GroupByLength(Order):
+    """A permutation whose runs of GROUP batches are sorted, longest row first: batches of similar length.
+
+    The longest row of all comes first, so that a lack of memory shows in the first step.
+    """
+
+    def __init__(self, lengths: npt.NDArray[np.int64], batch: int, seed: int) -> None:
+        """Order rows of `lengths` tokens, int64 [n], for optimiser steps of `batch` rows."""
+        super().__init__(len(lengths), seed)
+        self.lengths, self.batch = lengths, batch
+
+    def __iter__(self) -> Iterator[int]:
+        order = self.permutation()
+        for start in range(0, self.count, GROUP * self.batch):
+            part = order[start : start + GROUP * self.batch]
+            order[start : start + GROUP * self.batch] = part[np.argsort(-self.lengths[part], kind="stable")]
+        place = int(self.lengths[order].argmax())
+        order[[0, place]] = order[[place, 0]]
+        return iter(order.tolist())
 
 
 def collator(pad_id: int, kind: Kind) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
@@ -94,11 +131,14 @@ def predict_logits(
         pad_to: pad to this length instead of the longest row of the batch.
     """
     model.eval()
+    device = next(model.parameters()).device
     accepted = set(inspect.signature(model.forward).parameters)
     parts = []
     for start in range(0, len(encoded), batch_size):
         indices = list(range(start, min(start + batch_size, len(encoded))))
         batch = pad(encoded, indices, pad_id=pad_id, pad_to=pad_to)
-        features = {name: torch.from_numpy(value) for name, value in batch.items() if name in accepted}
-        parts.append(model(**features).logits.float().numpy())
+        features = {
+            name: torch.from_numpy(value).to(device) for name, value in batch.items() if name in accepted
+        }
+        parts.append(model(**features).logits.float().cpu().numpy())
     return np.concatenate(parts)

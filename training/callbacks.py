@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import ProgressCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 
+from qexport.training.batches import Order
 from qexport.training.calibration import learned_thresholds
+from qexport.training.quantizers import LearnedAsymmetricActivation
 from qexport.training.quantizers.learned import THRESHOLD_FLOOR
 from qexport.training.student import QuantEmbedding, QuantLinear
 
-__all__ = ["Curvature", "Lines", "StopOnSignal", "Thresholds", "log_line"]
+__all__ = ["Curvature", "Epochs", "Lines", "Patience", "StopOnSignal", "Thresholds", "log_line"]
 
 _EPSILON = 1e-8  # as in the released code of loss-aware quantisation
 
@@ -44,16 +46,50 @@ class Curvature(TrainerCallback):
 
 
 class Thresholds(TrainerCallback):
-    """After each step keep learned thresholds above zero."""
+    """After each step keep learned thresholds above zero, and 0 within learned asymmetric ranges."""
 
     def __init__(self, model: nn.Module) -> None:
         self.thresholds = [parameter for group in learned_thresholds(model) for parameter in group]
+
+        self.ranges = [
+            module for module in model.modules() if isinstance(module, LearnedAsymmetricActivation)
+        ]
 
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """transformers' hook, after the optimiser's update."""
         for parameter in self.thresholds:
             parameter.clamp_(min=THRESHOLD_FLOOR)
+        for learned in self.ranges:
+            learned.offset.copy_(torch.maximum(learned.offset.clamp(max=0.0), -learned.threshold))
+
+
+class Epochs(TrainerCallback):
+    """Tell an order of rows which pass begins; a sampler inside accelerate's loaders is not told."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """transformers' hook, before rows are drawn; after a resume `state.epoch` has a fraction."""
+        self.order.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+
+class Patience(EarlyStoppingCallback):
+    """transformers' early stopping that after a resume knows the evaluations before it."""
+
+    def __init__(self, patience: int, metric: str) -> None:
+        """Stop after `patience` evaluations in a row that are no better; `metric` as in the log."""
+        super().__init__(early_stopping_patience=patience)
+        self.metric = metric
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """transformers' hook."""
+        base: Any = super()  # transformers' hooks have no types
+        base.on_train_begin(args, state, control, **kwargs)
+        values = [line[self.metric] for line in state.log_history if self.metric in line]
+        best = max(range(len(values)), key=values.__getitem__, default=0)
+        self.early_stopping_patience_counter = max(0, len(values) - 1 - best)
 
 
 def log_line(step: int, steps: int, logs: Mapping[str, Any]) -> str:
@@ -69,7 +105,7 @@ def log_line(step: int, steps: int, logs: Mapping[str, Any]) -> str:
     return f"step {step}/{steps}  {what}{', '.join(shown)}" if shown else ""
 
 
-_TIMINGS = ("runtime", "samples", "steps_p")
+_TIMINGS = ("runtime", "samples", "steps_p", "model_p")
 
 
 class Lines(ProgressCallback):
@@ -118,7 +154,11 @@ class StopOnSignal(TrainerCallback):
         self.stopped = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """transformers' hook, between two steps."""
+        """transformers' hook, between two steps; all processes stop at the same one."""
+        if args.world_size > 1:
+            flag = torch.tensor(float(self.stopped), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            self.stopped = bool(flag)
         if self.stopped:
             control.should_save = True
             control.should_training_stop = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,16 @@ class TrainConfig:
         _one_of("--logging", self.logging, ("none", "tensorboard"))
         if self.position_bits not in (None, 8, 32):
             raise UsageError(f"--position-bits must be 8 or 32, got {self.position_bits}")
+        if self.resume and self.force:
+            raise UsageError("--resume goes on with a run and --force starts it anew; leave one of them out")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"--seed must be in 0..{2**32 - 1}, got {self.seed}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"--{field.name.replace('_', '-')} must be a finite number, got {value}")
+        if self.warmup is not None and self.warmup > 1:
+            raise UsageError(f"--warmup is a fraction of the steps, at most 1, got {self.warmup:g}")
         positive = (
             "epochs",
             "max_steps",
@@ -254,6 +265,12 @@ class TrainConfig:
             raise UsageError(f"--width is a share of the heads, at most 1, got {self.width:g}")
         if self.ghost_kernel is not None and (self.ghost_kernel < 1 or self.ghost_kernel % 2 == 0):
             raise UsageError(f"--ghost-kernel must be odd and at least 1, got {self.ghost_kernel}")
+        for name in ("augment_probability", "augment_candidates"):
+            if not self.augment and getattr(self, name) != _DEFAULTS[name]:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {getattr(self, name):g} has no meaning without --augment; "
+                    "give the number of copies"
+                )
         if not 0 <= self.augment_probability <= 1:
             raise UsageError(f"--augment-probability must be in 0..1, got {self.augment_probability:g}")
         for option, given in (("--augment-model", self.augment_model), ("--glove", self.glove)):
@@ -273,6 +290,9 @@ class TrainConfig:
         """The fields as JSON values, paths as text."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         return plain
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 
 def _one_of(option: str, value: str | None, allowed: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,7 @@ _MANY_CLASSES = 100  # more, with few rows each, is a sign of numbers or ids in 
 
 def _label_order(names: set[str]) -> list[str]:
     """Sort label names; whole numbers by value."""
-    if all(name.lstrip("-").isdigit() for name in names):
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
         return sorted(names, key=int)
     return sorted(names)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from qexport.errors import UsageError
-from qexport.training.batches import Rows, Shuffle
+from qexport.training.batches import GroupByLength, Order, Rows, Shuffle
+from qexport.training.callbacks import Epochs
 from qexport.training.distill import attention_loss, hidden_loss
 from qexport.training.kinds import Kind, Named
 from qexport.training.layer_map import LayerMap
@@ -66,11 +69,14 @@ class Distiller(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The weighted sum; in evaluation only the label loss."""
+        """The weighted sum; in evaluation only the label loss, computed without autocast."""
         features = {name: value for name, value in inputs.items() if name != "labels"}
         labels = inputs["labels"]
         if not model.training:
-            named = self.kind.read(model(**features), features)
+            # accelerate's --bf16 wraps forward, in evaluation too; an exported file computes in float32
+            plain = type(self.student).forward
+            with torch.autocast(self.args.device.type, enabled=False):
+                named = self.kind.read(plain(self.student, **features), features)
             loss = self.kind.label_loss(named, labels)
             return (loss, {"joined": self.kind.join(named)}) if return_outputs else loss
         outputs, terms = self._terms(model, features, labels)
@@ -144,6 +150,26 @@ class Distiller(Trainer):
             )
         return terms
 
+    def restore_finished(self, checkpoint: Path) -> bool:
+        """Take the model of a training that had made its last step before it was stopped.
+
+        transformers would train on to the end of the pass.
+
+        Args:
+            checkpoint: the newest one.
+        Returns:
+            false if steps are left; nothing is changed then.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < self.args.max_steps:
+            return False
+        self.state = state
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        # the folder may have been moved since
+        chosen = checkpoint if best is None else checkpoint.parent / Path(best).name
+        self._load_from_checkpoint(str(chosen if chosen.is_dir() else checkpoint))
+        return True
+
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """transformers' loop; the metrics are those of the rows it runs over, the tuning rows run first."""
         if self.tuning is not None:
@@ -180,10 +206,14 @@ class Distiller(Trainer):
         return SequentialSampler(eval_dataset)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows: Any = train_dataset or self.train_dataset
         if self.args.train_sampling_strategy == "random":
-            rows: Any = train_dataset or self.train_dataset
-            return Shuffle(len(rows), self.args.seed)
-        return super()._get_train_sampler(train_dataset)
+            order: Order = Shuffle(len(rows), self.args.seed)
+        else:
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            order = GroupByLength(rows.lengths(), batch * self.args.world_size, self.args.seed)
+        self.add_callback(Epochs(order))
+        return order
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of each loss term since the last line."""

@@ -33,9 +33,14 @@ class WordVectors:
                     if number > _WORDS:
                         break
                     digest.update(line.encode())
-                    word, _, numbers = line.rstrip("\n").partition(" ")
+                    parts = line.rstrip("\n").split(" ")
+                    width = len(rows[0]) if rows else len(parts) - 1
+                    word, numbers = (
+                        " ".join(parts[:-width]),
+                        parts[len(parts) - width :],
+                    )  # a word may have blanks
                     try:
-                        row = np.array(numbers.split(" "), dtype=np.float32)
+                        row = np.array(numbers if word else [], dtype=np.float32)
                     except ValueError:
                         row = np.zeros(0, dtype=np.float32)
                     if not len(row) or (rows and len(row) != len(rows[0])):

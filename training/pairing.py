@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,7 +10,7 @@ from qexport.errors import UsageError
 from qexport.training.config import TrainConfig
 from qexport.training.kinds import get_kind, kind_of_config
 from qexport.training.layer_map import LayerMap, uniform_map
-from qexport.training.models import is_student, load_encoder, resolve_model
+from qexport.training.models import is_student, load_config, load_encoder, resolve_model
 from qexport.training.quant_config import QuantConfig
 from qexport.training.recipes.base import Losses
 from qexport.training.tasks import Task
@@ -95,18 +93,17 @@ def layers_to_compare(model: PreTrainedModel, teacher: PreTrainedModel, losses: 
 
 
 def teacher_labels(config: TrainConfig) -> list[str] | None:
-    """Class names of a local teacher in its own order, so that a label id means the same to both.
+    """Class names of the teacher in its own order, so that a label id means the same to both.
 
     Returns:
         None where there is no teacher, for regression, or if its config.json has no names.
+    Raises:
+        UsageError, UnsupportedModelError, EnvironmentProblem: see `load_config`.
     """
     if config.teacher is None or config.regression:
         return None
-    file = Path(resolve_model(config.teacher)) / "config.json"
-    if not file.is_file():
-        return None
-    names: dict[str, str] = json.loads(file.read_text(encoding="utf-8")).get("id2label") or {}
-    ordered = [names[key] for key in sorted(names, key=int)]
+    names: dict[Any, str] = load_config(config.teacher).id2label or {}
+    ordered = [names[key] for key in sorted(names)]
     return None if not ordered or all(name.startswith("LABEL_") for name in ordered) else ordered
 
 

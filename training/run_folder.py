@@ -22,7 +22,7 @@ from qexport.training.config import TrainConfig
 from qexport.training.data import TOKENIZER_FILES, TaskData
 from qexport.training.quant_config import QuantConfig
 from qexport.training.recipes.base import Losses
-from qexport.training.sentence_folder import write_sentence_files
+from qexport.training.sentence_folder import SENTENCE_FILES, write_sentence_files
 from qexport.training.tasks import Task
 
 __all__ = [
@@ -41,6 +41,18 @@ TRAIN_REPORT = "qexport_train.json"
 
 CHECKPOINTS = "checkpoints"
 """Folder in the output while the run lasts; a finished run has none."""
+
+ARGUMENTS = "arguments.json"
+"""File there: the options that the run was begun with."""
+
+_MAY_CHANGE = ("output", "data_dir", "train_file", "eval_file", "resume", "force", "threads",
+               "eval_batch_size", "logging", "logging_steps")  # fmt: skip
+"""Options that may be others when a run goes on: where things are, and what does not change the model."""
+
+
+_MODEL_FILES = (*TOKENIZER_FILES, *SENTENCE_FILES, "config.json", "generation_config.json",
+                "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # fmt: skip
+"""What a finished run may have written beside its report."""
 
 
 def check_folder(config: TrainConfig) -> None:
@@ -74,8 +86,27 @@ def check_folder(config: TrainConfig) -> None:
         raise OutputExistsError(f"{output} exists and is not a training run; pass --force to write into it")
     if config.resume and not begun:
         raise UsageError(f"--resume: no checkpoint in {output / CHECKPOINTS}; leave --resume out to start")
+    arguments = output / CHECKPOINTS / ARGUMENTS
+    if config.resume and arguments.is_file():
+        _same_arguments(config, json.loads(arguments.read_text(encoding="utf-8")))
     with disk_errors(output):
-        (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        arguments.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(arguments, json.dumps(config.to_json(), indent=2) + "\n")
+
+
+def _same_arguments(config: TrainConfig, begun: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that was begun with options that make another model.
+
+    Raises:
+        UsageError: it was.
+    """
+    for name, value in config.to_json().items():
+        if name not in _MAY_CHANGE and name in begun and begun[name] != value:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"--resume: this run was begun with {option} {begun[name]}, now it is {value}; give the same "
+                f"{option}, or --force to start anew"
+            )
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -154,6 +185,13 @@ def finish(
     if stages:
         report["stages"] = list(stages)
     (output / TRAIN_REPORT).unlink(missing_ok=True)
+    for name in _MODEL_FILES:  # of a run that --force replaces
+        if (part / name).exists():
+            continue
+        if (output / name).is_dir():
+            shutil.rmtree(output / name)
+        else:
+            (output / name).unlink(missing_ok=True)
     for file in sorted(part.iterdir()):
         if file.is_dir():
             shutil.rmtree(output / file.name, ignore_errors=True)

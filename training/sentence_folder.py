@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-__all__ = ["stated_length", "write_sentence_files"]
+__all__ = ["SENTENCE_FILES", "stated_length", "write_sentence_files"]
 
 _LENGTH = "sentence_bert_config.json"
+SENTENCE_FILES = ("modules.json", _LENGTH, "1_Pooling", "2_Normalize")
+"""What `write_sentence_files` writes."""
+
 _MODULES = "sentence_transformers.models"
 
 

@@ -281,11 +281,16 @@ def _has_empty(path: Path) -> bool:
     content = _content(path)
     articles = content.get("data", []) if isinstance(content, dict) else []
     return any(
-        isinstance(entry, dict) and bool(entry.get("is_impossible"))
-        for article in articles if isinstance(article, dict)
-        for paragraph in article.get("paragraphs", []) if isinstance(paragraph, dict)
-        for entry in paragraph.get("qas", [])
-    )  # fmt: skip
+        bool(entry.get("is_impossible"))
+        for article in _objects(articles)
+        for paragraph in _objects(article.get("paragraphs"))
+        for entry in _objects(paragraph.get("qas"))
+    )
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """The objects of a JSON list; none of what is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _from_folder(task: Task, data_dir: Path, need_train: bool) -> SpanSources:

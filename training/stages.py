@@ -291,6 +291,7 @@ def _ghosts(material: Material, model: PreTrainedModel) -> PreTrainedModel:
         material.student(),
         bits="32-32-32",
         position_bits=32,
+        asymmetric="none",
         kept_heads=kept,
         kept_neurons=max(kept, round(neurons * kept / heads)),
         ghosts=config.ghosts or ghost_count(heads, kept),

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
@@ -33,7 +32,7 @@ from qexport.atomic import disk_errors
 from qexport.errors import Interrupted, MissingPackageError, UsageError
 from qexport.training.batches import Rows, collator, predict_logits
 from qexport.training.calibration import calibrate
-from qexport.training.callbacks import Curvature, Lines, StopOnSignal, Thresholds
+from qexport.training.callbacks import Curvature, Lines, Patience, StopOnSignal, Thresholds
 from qexport.training.candidates import augment_data
 from qexport.training.config import TrainConfig
 from qexport.training.data import Encoded, TaskData, encode, load_task_data, load_tokenizer, pad_token_id
@@ -252,7 +251,8 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
         checkpoint = newest_checkpoint(folder.path)
         say(f"resuming from {checkpoint.name}")
     with disk_errors(config.output):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is None or not trainer.restore_finished(checkpoint):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     drop_projection(model)
     return trainer
 
@@ -296,11 +296,19 @@ def _trainer(
 
     callbacks: list[TrainerCallback] = [Curvature(model), Thresholds(model), run.stop]
     if config.early_stopping and stage.selects:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping))
+        callbacks.append(Patience(config.early_stopping, selected_by))
     eval_rows: Any = dict(evals)
+    arguments = _arguments(config, run.recipe, stage, folder, len(run.rows), selected_by)
+    if (
+        arguments.n_gpu > 1
+    ):  # transformers would take all of them through DataParallel, with as many times the batch
+        run.say(
+            f"one of {arguments.n_gpu} GPUs is used; for all of them: accelerate launch -m qexport train ..."
+        )
+        arguments._n_gpu = 1
     return Distiller(
         model=model,
-        args=_arguments(config, run.recipe, stage, folder, len(run.rows), selected_by),
+        args=arguments,
         data_collator=collator(run.pad_id, run.kind),
         train_dataset=Rows(run.rows),
         eval_dataset=eval_rows if len(evals) > 1 else eval_rows[split],

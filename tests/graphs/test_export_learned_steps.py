@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def torch_codes(source: Path, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray,
 
     def keep(name: str, layer: QuantLinear, args: tuple[torch.Tensor, ...]) -> None:
         assert layer.activation is not None
-        seen[name] = (layer.activation.codes(args[0])[0] + 128).numpy().astype(np.uint8)
+        seen[name] = (layer.activation.codes(args[0])[0] + 128).numpy().astype(np.int16)
 
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear):
@@ -161,6 +162,8 @@ def test_asymmetric_activations_are_multiplied_with_their_zero_points(
 ) -> None:
     source = student(tmp_path / "student", method, bits, family, **options)
     to_onnx(ExportConfig(model=source, output=tmp_path / "out"))
+    stated = json.loads((tmp_path / "out" / "ort_config.json").read_text())
+    assert stated["quantization"]["activations_symmetric"] is False
     model = onnx.load(tmp_path / "out" / "model.onnx")
     width = parse_bits(bits)
     feeds = feeds_of({value.name for value in model.graph.input})
@@ -187,8 +190,8 @@ def test_asymmetric_activations_are_multiplied_with_their_zero_points(
         known = {**stored, **dict(zip(run, values, strict=True))}
         for name, node in products.items():
             array, zero = known[node.input[0]], known[node.input[2]]
-            centred = codes[name].astype(np.uint8)[:, : array.shape[1]] - np.uint8(128)
-            np.testing.assert_array_equal(array - zero, centred, err_msg=name)
+            centred = codes[name][:, : array.shape[1]] - 128
+            np.testing.assert_array_equal(array.astype(np.int16) - np.int16(zero), centred, err_msg=name)
             assert name not in zeros or array.max() < 1 << width.activation
 
 

@@ -18,6 +18,7 @@ from tiny_students import save_student
 
 from qexport.errors import UsageError
 from qexport.training.calibration import initialise_thresholds, learned_offsets, learned_thresholds
+from qexport.training.callbacks import Thresholds
 from qexport.training.config import TrainConfig
 from qexport.training.exact import exact_gelu
 from qexport.training.models import load
@@ -156,6 +157,12 @@ def test_a_learned_range_of_gelus_output_begins_better_than_a_symmetric_one(rule
         quantizer.observe(x, rule)
         errors.append(float((quantizer(x).detach() - x).square().mean()))
     assert errors[0] < 0.6 * errors[1], errors
+
+
+def test_zero_stays_within_a_learned_range() -> None:
+    model = torch.nn.Sequential(learned(4, 2.0, 0.5), learned(4, 2.0, -3.0), learned(4, 2.0, -0.25))
+    Thresholds(model).on_optimizer_step(None, None, None)
+    assert [float(part.offset.detach()) for part in model] == [0.0, -2.0, -0.25]
 
 
 def test_a_learned_range_begins_within_what_was_seen() -> None:

@@ -190,6 +190,13 @@ def test_words_of_several_tokens_take_neighbours_of_word_vectors_or_stay(tmp_pat
     assert not without and with_them == [Word(0, 6, ("tale", "plot"))]
 
 
+def test_words_with_blanks_among_word_vectors_are_words(tmp_path: Path) -> None:
+    """The largest public file has some, such as ". . ."."""
+    (tmp_path / "glove.txt").write_text("tale 1 0\n. . . 0 1\nplot 0.9 0.1\n")
+    vectors = WordVectors(tmp_path / "glove.txt")
+    assert vectors.nearest("tale", 1) == ("plot",) and vectors.nearest(". . .", 1) == ("plot",)
+
+
 @pytest.mark.parametrize("content", ["", "word\n", "a 1 2\nb 1\n", "a 1 x\n"])
 def test_file_that_holds_no_word_vectors_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "glove.txt").write_text(content)

@@ -215,6 +215,10 @@ def test_ghost_student_is_distilled_fine_tuned_and_quantised(reviews: Files, tmp
     assert [found["quantization"][field] for field in fields] == ["2-2-8", 1, 11, 3, 3, True]
     ghost = qexport.load(output).get_submodule("bert.encoder.layer.1.attention.output.dense")
     assert isinstance(ghost, GhostLinear) and ghost.taps.abs().max() > 0 and ghost.gain.abs().max() > 0
+    uneven = {**values, "max_steps": 2, "activations": "static", "asymmetric": "feed-forward"}
+    train(config(reviews, tmp_path / "uneven", **uneven))
+    quant = report(tmp_path / "uneven")["quantization"]
+    assert (quant["asymmetric"], quant["ghosts"]) == ("feed-forward", 3)
     values |= {"bits": None, "max_steps": 2, "ghosts": 1, "ghost_kernel": 5, "as_published": True}
     train(config(reviews, tmp_path / "float", **values), say=lines.append)
     found = report(tmp_path / "float")

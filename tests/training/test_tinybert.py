@@ -58,7 +58,7 @@ def test_small_student_learns_in_two_stages_and_is_a_start_for_quantising(
 ) -> None:
     lines: list[str] = []
     output = tmp_path / "small"
-    result = train(config(reviews, output, teacher=str(teacher), epochs=4, **SMALL), say=lines.append)
+    result = train(config(reviews, output, teacher=str(teacher), epochs=6, **SMALL), say=lines.append)
     assert result.metrics["validation/accuracy"] >= 0.85
     assert "[1/2 layers] model: float32, 1 layers of width 12" in lines
     layers, prediction = report(output)["stages"]

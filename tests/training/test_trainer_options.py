@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_models import save_model, write_reviews
 
 import qexport
+from qexport.errors import UsageError
+from qexport.training import trainer
 from qexport.training.config import TrainConfig
 from qexport.training.data import encode, load_task_data, load_tokenizer
 from qexport.training.trainer import predict_logits, train
@@ -72,6 +75,75 @@ def test_bf16_trains_and_differs_from_float32(folder: Path) -> None:
     ]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_bf16_is_evaluated_as_the_exported_file_computes(folder: Path) -> None:
+    values = {"method": "ternarybert", "model": None, "teacher": str(folder / "start")}
+    output = run(folder, "half", bf16=True, **values)
+    data = load_task_data(
+        None, train_file=folder / "train.csv", eval_file=folder / "eval.csv", text_column=None,
+        text_pair_column=None, label_column=None, regression=False,
+    )  # fmt: skip
+    rows = data.evals["validation"]
+    encoded = encode(rows, load_tokenizer(output), 128)
+    logits = torch.from_numpy(predict_logits(qexport.load(output), encoded, pad_id=0))
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(rows.labels))
+    stated = json.loads((output / "qexport_train.json").read_text())["metrics"]["validation/loss"]
+    assert stated == pytest.approx(float(loss), rel=1e-6)
+
+
+def test_one_of_several_gpus_is_used_and_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = trainer._arguments
+
+    def several(*args: Any) -> Any:
+        found = original(*args)
+        assert found.n_gpu <= 1
+        found._n_gpu = 4
+        return found
+
+    monkeypatch.setattr(trainer, "_arguments", several)
+    lines: list[str] = []
+    options = {
+        "model": str(folder / "start"),
+        "train_file": folder / "train.csv",
+        "eval_file": folder / "eval.csv",
+    }
+    config = TrainConfig(
+        method="fp32", output=folder / "one", max_steps=2, batch_size=8, threads=1, **options
+    )
+    train(config, say=lines.append)
+    assert any(line.startswith("one of 4 GPUs is used") and "accelerate launch" in line for line in lines)
+    assert history(folder / "one")[-1]["epoch"] == pytest.approx(2 * 8 / 128)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"resume": True, "force": True}, "--resume goes on with a run and --force starts it anew"),
+        ({"seed": -1}, "--seed must be in 0.."),
+        ({"seed": 2**32}, "--seed must be in 0.."),
+        ({"epochs": float("inf")}, "--epochs must be a finite number"),
+        ({"lr": float("nan")}, "--lr must be a finite number"),
+        ({"warmup": 500.0}, "--warmup is a fraction of the steps, at most 1, got 500"),
+        ({"augment_probability": 0.2}, "--augment-probability 0.2 has no meaning without --augment"),
+        ({"augment_candidates": 3}, "--augment-candidates 3 has no meaning without --augment"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        TrainConfig(**{"method": "fp32", "output": Path("x"), "task": "sst2", **values})
+
+
+def test_force_leaves_nothing_of_the_run_before(folder: Path) -> None:
+    output = run(folder, "out", max_steps=2)
+    for name in ("vocab.txt", "modules.json", "notes.txt"):
+        (output / name).write_text("{}")
+    (output / "1_Pooling").mkdir()
+    (output / "1_Pooling" / "config.json").write_text("{}")
+    run(folder, "out", max_steps=2, force=True)
+    left = {path.name for path in output.iterdir()}
+    assert not left & {"vocab.txt", "modules.json", "1_Pooling", "checkpoints"}
+    assert {"notes.txt", "model.safetensors", "tokenizer.json"} <= left
 
 
 def test_loss_weights_leave_terms_out(folder: Path) -> None:
