@@ -90,18 +90,46 @@ class GhostLinear(nn.Module):
         mask = _MASK.get()
         if mask is not None:
             features = features * mask.unsqueeze(-1).to(features.dtype)
-        kernels = self.kernels().to(features.dtype)
-        channels = features.shape[-1]
-        y = functional.conv1d(features.transpose(1, 2), kernels, padding=self.kernel // 2, groups=channels)
-        y = functional.relu(y)  # [B, groups * N * ghosts, S]
-        if self.gain is not None:
-            y = y * self.gain
-        folds = (len(made), self.out_features, self.ghosts)
-        ghosts = y.reshape(y.shape[0], *folds, y.shape[-1]).sum((1, 3)).transpose(1, 2)
+        ghosts = self._convolved(features) if self.training else self._added(features)
         total: Tensor = made[0]
         for other in made[1:]:
             total = total + other
         return total + ghosts if self.bias is None else total + ghosts + self.bias
+
+    def _convolved(self, features: Tensor) -> Tensor:
+        """The sum of all ghosts, float32 [B, S, N], of `features` [B, S, groups * N], by a convolution."""
+        kernels, channels = self.kernels().to(features.dtype), features.shape[-1]
+        y = functional.conv1d(features.transpose(1, 2), kernels, padding=self.kernel // 2, groups=channels)
+        y = functional.relu(y)  # [B, groups * N * ghosts, S]
+        if self.gain is not None:
+            y = y * self.gain
+        folds = (len(self.sizes), self.out_features, self.ghosts)
+        return y.reshape(y.shape[0], *folds, y.shape[-1]).sum((1, 3)).transpose(1, 2)
+
+    def _added(self, features: Tensor) -> Tensor:
+        """The same with each product and sum rounded in one order, as every engine then does it.
+
+        A convolution adds in an order of its own, and one unit in the last place moves a code of what is
+        quantised next.
+        """
+        n, half = self.out_features, self.kernel // 2
+        taps = self.kernels().reshape(-1, self.ghosts, self.kernel)  # [groups * N, ghosts, taps]
+        gains = None if self.gain is None else self.gain.reshape(-1, self.ghosts)
+        padded = functional.pad(features, (0, 0, half, half))
+        shifted = [padded[:, tap : tap - self.kernel + 1 or None] for tap in range(self.kernel)]
+        total: Tensor | None = None
+        for ghost in range(self.ghosts):
+            y = shifted[0] * taps[:, ghost, 0]
+            for tap in range(1, self.kernel):
+                y = y + shifted[tap] * taps[:, ghost, tap]
+            y = functional.relu(y)
+            if gains is not None:
+                y = y * gains[:, ghost]
+            for group in range(len(self.sizes)):
+                part = y[..., group * n : (group + 1) * n]
+                total = part if total is None else total + part
+        assert total is not None  # there is at least one ghost
+        return total
 
 
 def ghost_count(heads: int, kept: int) -> int:

@@ -49,7 +49,8 @@ def failed_row(folder: RunFolder, stage: str, sentence: str) -> dict[str, Any]:
         stage: "train", "to-onnx" or "verify".
         sentence: what went wrong; the output folder in it becomes $OUT.
     """
-    text = sentence.replace(str(folder.root), OUT)
+    root = str(folder.root)
+    text = sentence if root == "." else sentence.replace(root, OUT)
     return {**_base(folder, "failed"), "stage": stage, "error": text}
 
 

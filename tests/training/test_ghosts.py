@@ -68,7 +68,8 @@ def test_ghost_layer_is_the_formula(groups: int, ghosts: int, kernel: int, gain:
         torch.testing.assert_close(ghost(x), expected, atol=1e-5, rtol=1e-5)
         kernels = ghost.kernels()
         torch.testing.assert_close(kernels.sum(-1), torch.ones(len(kernels), 1))
-        ghost.fold()
+        torch.testing.assert_close(ghost.train()(x), expected, atol=1e-5, rtol=1e-5)  # by a convolution
+        ghost.train(False).fold()
         assert "_folded" in dict(ghost.named_buffers())
         torch.testing.assert_close(ghost(x), expected, atol=1e-5, rtol=1e-5)
 
