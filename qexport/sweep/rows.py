@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qexport.sweep.run import Run, RunFolder, shell_line
-from qexport.sweep.table import FORMAT
+from qexport.sweep.table import FORMAT, Row
 
-__all__ = ["done_row", "failed_row"]
+__all__ = ["done_row", "failed_row", "judged"]
 
 OUT = "$OUT"
 """Stands for the sweep's output folder in the commands of a row."""
@@ -37,8 +37,14 @@ def _base(folder: RunFolder, status: str) -> dict[str, Any]:
             shell_line(words)
             for words in (public.train_words(), public.export_words(), public.verify_words())
         ],
+        "verify": dict(folder.verify),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def judged(row: Row, verify: Mapping[str, Any]) -> bool:
+    """Whether the row is of these options of `verify:`; one without the field is of the default ones."""
+    return dict(row.get("verify", {})) == dict(verify)
 
 
 def failed_row(folder: RunFolder, stage: str, sentence: str) -> dict[str, Any]:

@@ -6,22 +6,26 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from qexport.atomic import disk_errors
 from qexport.errors import Interrupted, SweepFailed, UsageError
 from qexport.sweep.grid import KEEP, Sweep, read_sweep
 from qexport.sweep.jobs import Job, drive
 from qexport.sweep.process import Stop
+from qexport.sweep.rows import judged
 from qexport.sweep.run import Run, RunFolder, expanded
 from qexport.sweep.table import Table
 from qexport.sweep.timing import time_files
-from qexport.sweep.work import Work, trained
+from qexport.sweep.work import Work, trained, verifiable
 
 __all__ = ["Planned", "SweepConfig", "SweepResult", "add_latency", "plan", "sweep"]
+
+_OVER = ("done", "unjudged")
+"""States of runs that this call does nothing about."""
 
 _SELECTORS = ("method", "task", "bits", "seed", "name")
 
@@ -77,7 +81,8 @@ class Planned:
 
     run: Run
     state: str
-    """done, failed, unfinished or new."""
+    """done, failed, unfinished or new; of a run that was done before `verify:` changed: unverified, or
+    unjudged where its files are gone, so that it cannot be verified again."""
     wanted: bool
     """False for a run that --only left out and that no wanted one needs as its teacher."""
 
@@ -88,11 +93,13 @@ class SweepResult:
 
     table: Path
     done: int
-    """Runs with a row that says done, of those wanted."""
+    """Runs with a row that says done, under the present `verify:`, of those wanted."""
     failed: tuple[str, ...]
     """One line each: the run and its sentence."""
     missed: tuple[str, ...]
     """One line each: the run and the gate that did not pass."""
+    unjudged: tuple[str, ...]
+    """Runs that were done under another `verify:` and whose files are gone."""
     seconds: float
 
 
@@ -148,6 +155,8 @@ def _plan(config: SweepConfig, place: _Place, table: Table) -> list[Planned]:
         folder = RunFolder(run, place.root, place.sweep.verify)
         if table.done(run.key) and not (run.key in pending and not trained(folder)):
             state = "done"
+            if not judged(table.rows[run.key], folder.verify):
+                state = "unverified" if verifiable(folder) else "unjudged"
         elif table.rows.get(run.key, {}).get("status") == "failed":
             state = "failed"
         else:
@@ -194,7 +203,7 @@ def sweep(config: SweepConfig, *, say: Callable[[str], None] = lambda line: None
         table = Table(place.table)
         planned = [each for each in _plan(config, place, table) if each.wanted]
         _refresh_groups(table, planned)
-        todo = [each.run for each in planned if each.state != "done"]
+        todo = [each.run for each in planned if each.state not in _OVER]
         jobs = config.jobs or place.sweep.jobs
         before = len(planned) - len(todo)
         several = f", {jobs} at a time" if jobs > 1 else ""
@@ -208,31 +217,39 @@ def sweep(config: SweepConfig, *, say: Callable[[str], None] = lambda line: None
         )  # fmt: skip
         with stop.installed():
             stopped, unbegun = drive([Job.of(run) for run in todo], jobs, work.begin, stop, say=say)
-        done = sum(table.done(each.run.key) for each in planned)
+        verify = place.sweep.verify
+        done = sum(table.done(each.run.key) and judged(table.rows[each.run.key], verify) for each in planned)
         if stopped or unbegun:
             where = " and ".join(job.run.title for job in stopped)
             raise Interrupted(
                 f"sweep stopped {f'in {where}' if stopped else f'before {unbegun[0].run.title}'}; {done} of "
                 f"{len(planned)} runs are done, the same command goes on"
             )
-        work.tidy([each.run for each in planned])
+        if all(each.state in _OVER for each in _plan(config, place, table)):
+            work.tidy([each.run for each in planned])
     result = SweepResult(
         table=place.table,
         done=done,
         failed=tuple(work.failed[run.key] for run in todo if run.key in work.failed),
-        missed=tuple(_missed(table, planned)),
+        missed=tuple(_missed(table, planned, verify)),
+        unjudged=tuple(each.run.title for each in planned if each.state == "unjudged"),
         seconds=time.monotonic() - started,
     )
-    if result.failed or result.missed:
+    if result.failed or result.missed or result.unjudged:
         total = len(planned)
         say(f"{result.done} of {total} runs done")
         for line in (*result.failed, *result.missed):
             say(f"  {line}")
         what = [f"{len(result.failed)} of {total} runs failed"] if result.failed else []
         what += [f"{len(result.missed)} missed a gate"] if result.missed else []
-        raise SweepFailed(
-            f"{' and '.join(what)}, see {place.table}; the same command tries failed runs again"
-        )
+        ways = ["the same command tries failed runs again"] if what else []
+        if result.unjudged:
+            what.append(
+                f"{len(result.unjudged)} cannot be verified again after verify: changed, since model, export "
+                f"or teacher is gone ({', '.join(result.unjudged)})"
+            )
+            ways.append("take verify: back, or remove the rows of what cannot be verified to train it again")
+        raise SweepFailed(f"{' and '.join(what)}, see {place.table}; {', and '.join(ways)}")
     return result
 
 
@@ -276,9 +293,11 @@ def _refresh_groups(table: Table, planned: Sequence[Planned]) -> None:
             table.put({**row, "groups": list(each.run.groups)})
 
 
-def _missed(table: Table, planned: Sequence[Planned]) -> Iterator[str]:
+def _missed(table: Table, planned: Sequence[Planned], verify: Mapping[str, Any]) -> Iterator[str]:
+    """Gates of the present `verify:` that did not pass."""
     for each in planned:
-        for gate in table.rows.get(each.run.key, {}).get("gates", []):
+        row = table.rows.get(each.run.key, {})
+        for gate in row.get("gates", []) if judged(row, verify) else []:
             if gate["status"] != "passed":
                 what = f"gate {gate['name']} {gate['limit']:g} {gate['status']}"
                 yield f"{each.run.title}: {what}: {gate['value']}"

@@ -21,7 +21,7 @@ from qexport.sweep.rows import done_row, failed_row
 from qexport.sweep.run import Run, RunFolder, expanded
 from qexport.sweep.table import Table
 
-__all__ = ["Work", "trained"]
+__all__ = ["Work", "trained", "verifiable"]
 
 _GATE_FAILED = 3
 
@@ -73,6 +73,7 @@ class Work:
         """Train, export, verify; whatever goes wrong in one run becomes its row."""
         run = job.run
         folder = RunFolder(run, self.root, self.sweep.verify)
+        done = self.table.rows[run.key] if self.table.done(run.key) and verifiable(folder) else None
         stage = "train"
         begin = time.monotonic()
         try:
@@ -93,19 +94,23 @@ class Work:
                 jobs=self.jobs,
             )
         except QexportError as error:
-            self._fail(job, folder, stage, str(error), mark)
+            self._fail(job, folder, stage, str(error), mark, keep=done is not None)
             return
         except (KeyError, ValueError, OSError) as error:
             text = f"its files cannot be read: {type(error).__name__} {error}"
-            self._fail(job, folder, stage, text, mark)
+            self._fail(job, folder, stage, text, mark, keep=done is not None)
             return
+        if done is not None and done["sha256"] == row["sha256"]:  # verified again: how it was made stays
+            row |= {name: done[name] for name in ("launcher", "jobs", "latency") if name in done}
         self.table.put(row)
         self.say(f"{mark}{_summary(row)}; {duration(time.monotonic() - begin)}")
         if not self._is_teacher(job):
             self._discard(folder)
 
-    def _fail(self, job: Job, folder: RunFolder, stage: str, text: str, mark: str) -> None:
-        self.table.put(failed_row(folder, stage, text))
+    def _fail(self, job: Job, folder: RunFolder, stage: str, text: str, mark: str, *, keep: bool) -> None:
+        """Write the row, unless what failed was to verify a finished run again, whose row then stays."""
+        if not keep:
+            self.table.put(failed_row(folder, stage, text))
         self.failed[job.key] = f"{job.run.title}: {stage}: {text}"
         self.say(f"{mark}failed in {stage}: {text}; log: {folder.log}")
 
@@ -127,9 +132,15 @@ class Work:
             yield from self._command("to-onnx", folder, [*folder.export_words(), "--force"], state, mark)
 
     def _verify(self, folder: RunFolder, state: _State, mark: str) -> Steps:
-        if not _verified(folder):
-            accept = (0, _GATE_FAILED)
-            yield from self._command("verify", folder, folder.verify_words(), state, mark, accept=accept)
+        options = dict(folder.verify)
+        if state.verified == options and _verified(folder):
+            return
+        state.verified = None  # until the command has ended, the report may be of either options
+        state.write(folder)
+        accept = (0, _GATE_FAILED)
+        yield from self._command("verify", folder, folder.verify_words(), state, mark, accept=accept)
+        state.verified = options
+        state.write(folder)
 
     def _command(
         self, name: str, folder: RunFolder, words: Sequence[str], state: _State, mark: str, **options: Any
@@ -156,10 +167,9 @@ class Work:
             shutil.rmtree(folder.onnx, ignore_errors=True)
 
     def tidy(self, runs: Sequence[Run]) -> None:
-        """Discard the teachers once every run of the sweep is done."""
-        if all(self.table.done(run.key) for run in self.sweep.runs):
-            for run in runs:
-                self._discard(RunFolder(run, self.root, {}))
+        """Discard the teachers, when no run of the sweep needs them any more."""
+        for run in runs:
+            self._discard(RunFolder(run, self.root, {}))
 
 
 @dataclass(slots=True)
@@ -168,14 +178,16 @@ class _State:
 
     seconds: dict[str, float]
     resumed: int
+    verified: dict[str, Any] | None
+    """Options of `verify:` that the report was made with; None while that is not certain."""
 
     @classmethod
     def read(cls, folder: RunFolder) -> _State:
         path = folder.path / "state.json"
         if not path.is_file():
-            return cls({}, 0)
+            return cls({}, 0, {})
         values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(dict(values["seconds"]), int(values["resumed"]))
+        return cls(dict(values["seconds"]), int(values["resumed"]), values.get("verified", {}))
 
     def write(self, folder: RunFolder) -> None:
         atomic_write_text(folder.path / "state.json", json.dumps(dataclasses.asdict(self)) + "\n")
@@ -184,6 +196,13 @@ class _State:
 def trained(folder: RunFolder) -> bool:
     """Whether the run's model is there, whole."""
     return (folder.model / "qexport_train.json").is_file()
+
+
+def verifiable(folder: RunFolder) -> bool:
+    """Whether everything that `verify` reads is there: model, export and the model of the teacher."""
+    teacher = folder.run.teacher
+    taught = not isinstance(teacher, Run) or trained(RunFolder(teacher, folder.root, {}))
+    return taught and trained(folder) and (folder.onnx / "qexport.json").is_file()
 
 
 def _resumable(model: Path) -> bool:

@@ -24,6 +24,8 @@ class Commands:
         """The same with "+" when it starts and "-" when it ends."""
         self.fail: dict[str, Exception] = {}
         """Call -> how it ends, once."""
+        self.gates: list[dict[str, Any]] = []
+        """What verify writes of its gates."""
         self.interrupt: dict[str, int] = {}
         """Call -> how often this process gets SIGTERM when it starts; it ends only when it is stopped."""
 
@@ -79,7 +81,7 @@ class Commands:
         self._write(folder / "report" / "report.json", {
             "data": [{"split": "validation", "rows": 10, "main_metric": "accuracy", "source": "b",
                       "fingerprint": "cd"}],
-            "main_engine": "stock", "gates": [],
+            "main_engine": "stock", "gates": self.gates,
             "accuracy": [score("stock", 0.7), score("student", 0.7), score("teacher", 0.8)],
             "parity": [{"engine": "stock", "against": "student", "rows": 10, "disagreements": 1,
                         "max_abs": 0.5}],
