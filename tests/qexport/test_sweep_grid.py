@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,7 @@ def test_grid_of_the_repository_is_valid(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SQUAD", "squad")
     found = read_sweep(BENCHMARKS / "results.yaml")
     assert {"fp32", "ternarybert", "kdlsq"} <= {run.method for run in found.runs}
+    root = BENCHMARKS.parent
+    for page, times in (("docs/results.md", 2), ("README.md", 1)):
+        said = re.findall(r"(?:holds|[Oo]f the) (\d+) runs", (root / page).read_text(encoding="utf-8"))
+        assert said == [str(len(found.runs))] * times, page
