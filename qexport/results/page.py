@@ -14,7 +14,7 @@ from qexport.results.markdown import (
     task_head,
     value_text,
 )
-from qexport.results.plots import Point, pareto_plot
+from qexport.results.plots import CROWDED, Point, pareto_plot
 
 __all__ = ["render_page"]
 
@@ -24,6 +24,8 @@ class _Figure:
     title: str
     caption: str
     svg: str
+    wide: bool = False
+    """Over the whole width of the page."""
 
 
 def render_page(joined: Joined, *, command: str, title: str) -> str:
@@ -104,15 +106,15 @@ def _figures(joined: Joined, group: Group, lengths: list[str], prefix: str) -> l
             f"Mean of the main metrics over {', '.join(group.tasks)}. The dashed line joins models that no "
             "cheaper one equals; a bar is the standard deviation over seeds."
         )
-        found.append(_Figure(title, caption, pareto_plot(f"{prefix}-{slug}", points, x_label=x_label,
-                                                         y_label="main metric, %")))  # fmt: skip
+        svg = pareto_plot(f"{prefix}-{slug}", points, x_label=x_label, y_label="main metric, %")
+        found.append(_Figure(title, caption, svg, wide=len(points) > CROWDED))
         for number, task in enumerate(group.tasks):
             here = [_point(group, one, task, length) for one in group.variants if (one, task) in group.cells]
             name, y_label = f"{prefix}-{slug}-{number}", f"{joined.metric(task)}, %"
             shown = [point for point in here if point is not None]
             svg = pareto_plot(name, shown, x_label=x_label, y_label=y_label)
             title, caption = f"{task} against {cost}", "A bar is the standard deviation over seeds."
-            found.append(_Figure(title, caption, svg))
+            found.append(_Figure(title, caption, svg, wide=len(shown) > CROWDED))
     return found
 
 

@@ -12,11 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Point", "front", "pareto_plot"]
+__all__ = ["CROWDED", "Point", "front", "pareto_plot"]
 
 _CYCLE = ("main", "int8", "student", "teacher", "stock", "openvino")
-_SPACING = 0.052  # of the height, between two labels
-_ABOVE = 0.022  # of the height: labels stand above the line of the front
+CROWDED = 10
+"""With more points than this a plot is twice as wide."""
+
+_SPACING = 0.24  # inches, between two labels
+_ABOVE = 0.1  # inches: labels stand above the line of the front
+_BESIDE = 0.16  # inches: and beside their points
+_SMALL, _LARGE = (6.4, 4.6), (13.2, 6.6)  # inches
 _WIDE = 5.0  # costs that differ by more have a logarithmic axis
 _NEAR = 0.12  # of the width: labels that could touch
 
@@ -56,6 +61,7 @@ def pareto_plot(name: str, points: Sequence[Point], *, x_label: str, y_label: st
     """
     if len(points) < 2:
         return ""
+    width_in, height_in = _LARGE if len(points) > CROWDED else _SMALL
     families = [family for family in dict.fromkeys(point.family for point in points) if family != "fp32"]
     colours = {family: COLOURS[_CYCLE[index % len(_CYCLE)]] for index, family in enumerate(families)}
     colours["fp32"] = COLOURS["fp32"]
@@ -82,19 +88,20 @@ def pareto_plot(name: str, points: Sequence[Point], *, x_label: str, y_label: st
             if point.spread is not None:
                 axes.errorbar(point.x, point.y, yerr=point.spread, color=shade, lw=1.4, capsize=0, zorder=2)
             axes.plot(point.x, point.y, "o", color=shade, ms=7, zorder=3)
-        for point, height in _label_heights(points, axes):
+        for point, height in _label_heights(points, axes, height_in):
             place = _fractions(axes, point)
-            axes.annotate(point.label, place, xytext=(place[0] + 0.025, height), xycoords="axes fraction",
+            text = (place[0] + _BESIDE / width_in, height)
+            axes.annotate(point.label, place, xytext=text, xycoords="axes fraction",
                           textcoords="axes fraction", va="center", fontsize=9, color=colours[point.family],
                           arrowprops={"arrowstyle": "-", "lw": 0.6, "color": colour("", "front"),
                                       "shrinkA": 0, "shrinkB": 4}
-                          if abs(height - place[1] - _ABOVE) > 0.02 else None)  # fmt: skip
+                          if abs(height - place[1] - _ABOVE / height_in) > 0.02 else None)  # fmt: skip
         axes.minorticks_off()
         axes.grid(axis="both")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
 
-    return svg_figure(name, 6.4, 4.6, draw)
+    return svg_figure(name, width_in, height_in, draw)
 
 
 def _fractions(axes: Axes, point: Point) -> tuple[float, float]:
@@ -103,8 +110,9 @@ def _fractions(axes: Axes, point: Point) -> tuple[float, float]:
     return float(place[0]), float(place[1])
 
 
-def _label_heights(points: Sequence[Point], axes: Axes) -> list[tuple[Point, float]]:
+def _label_heights(points: Sequence[Point], axes: Axes, inches: float) -> list[tuple[Point, float]]:
     """Where each label goes, in fractions of the height: at its point, or pushed apart from close ones."""
+    spacing, above = _SPACING / inches, _ABOVE / inches
     places = [(point, *_fractions(axes, point)) for point in points]
     columns: list[list[tuple[Point, float, float]]] = []
     for place in sorted(places, key=lambda place: place[1]):
@@ -115,14 +123,14 @@ def _label_heights(points: Sequence[Point], axes: Axes) -> list[tuple[Point, flo
     found: list[tuple[Point, float]] = []
     for column in columns:
         ordered = sorted(column, key=lambda place: place[2])
-        heights = [place[2] + _ABOVE for place in ordered]
+        heights = [place[2] + above for place in ordered]
         for _ in range(200):
             moved = False
             for index in range(len(heights) - 1):
                 gap = heights[index + 1] - heights[index]
-                if gap < _SPACING - 1e-6:
-                    heights[index] -= (_SPACING - gap) / 2
-                    heights[index + 1] += (_SPACING - gap) / 2
+                if gap < spacing - 1e-6:
+                    heights[index] -= (spacing - gap) / 2
+                    heights[index + 1] += (spacing - gap) / 2
                     moved = True
             if not moved:
                 break
