@@ -33,6 +33,7 @@ __all__ = [
     "finish",
     "history",
     "newest_checkpoint",
+    "remember_arguments",
     "reported_metrics",
 ]
 
@@ -91,7 +92,18 @@ def check_folder(config: TrainConfig) -> None:
         _same_arguments(config, json.loads(arguments.read_text(encoding="utf-8")))
     with disk_errors(output):
         arguments.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(arguments, json.dumps(config.to_json(), indent=2) + "\n")
+
+
+def remember_arguments(config: TrainConfig) -> None:
+    """Write the options of a run that begins, for `check_folder` when it goes on; the first process only.
+
+    Raises:
+        DiskFullError: no room.
+    """
+    if int(os.environ.get("RANK", "0")) == 0:
+        with disk_errors(config.output):
+            text = json.dumps(config.to_json(), indent=2) + "\n"
+            atomic_write_text(config.output / CHECKPOINTS / ARGUMENTS, text)
 
 
 def _same_arguments(config: TrainConfig, begun: Mapping[str, Any]) -> None:

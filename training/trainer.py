@@ -54,6 +54,7 @@ from qexport.training.run_folder import (
     finish,
     history,
     newest_checkpoint,
+    remember_arguments,
     reported_metrics,
 )
 from qexport.training.stages import FIRST_QUANTISED, Material, StageFolder, build_pair, plan_stages
@@ -224,6 +225,7 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
     if material.size is not None and not material.finished:
         say("making the student out of its teacher")
     model, teacher = build_pair(stage, material)
+    remember_arguments(config)
     quant = quantization_of(model)
     if quant is None or quant.wea.weight == 32:
         say(f"model: float32, {model.config.num_hidden_layers} layers of width {model.config.hidden_size}")
