@@ -31,6 +31,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = load_task_data(options.task, data_dir=options.data_dir)
+    if data.task.kind != "classification":
+        parser.error(f"task {data.task.name} must be one of classification")
     name, rows = next(iter(data.evals.items()))
     encoded = encode(rows, load_tokenizer(options.student), data.task.max_length)
     student, pad = qexport.load(options.student), pad_token_id(options.student)

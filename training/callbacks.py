@@ -50,7 +50,6 @@ class Thresholds(TrainerCallback):
 
     def __init__(self, model: nn.Module) -> None:
         self.thresholds = [parameter for group in learned_thresholds(model) for parameter in group]
-
         self.ranges = [
             module for module in model.modules() if isinstance(module, LearnedAsymmetricActivation)
         ]

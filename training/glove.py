@@ -34,13 +34,10 @@ class WordVectors:
                         break
                     digest.update(line.encode())
                     parts = line.rstrip("\n").split(" ")
-                    width = len(rows[0]) if rows else len(parts) - 1
-                    word, numbers = (
-                        " ".join(parts[:-width]),
-                        parts[len(parts) - width :],
-                    )  # a word may have blanks
+                    ends = len(parts) - len(rows[0]) if rows else 1  # a word may have blanks
+                    word = " ".join(parts[: max(ends, 1)])
                     try:
-                        row = np.array(numbers if word else [], dtype=np.float32)
+                        row = np.array(parts[max(ends, 1) :], dtype=np.float32)
                     except ValueError:
                         row = np.zeros(0, dtype=np.float32)
                     if not len(row) or (rows and len(row) != len(rows[0])):

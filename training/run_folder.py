@@ -48,8 +48,10 @@ ARGUMENTS = "arguments.json"
 
 _MAY_CHANGE = ("output", "data_dir", "train_file", "eval_file", "resume", "force", "threads",
                "eval_batch_size", "logging", "logging_steps")  # fmt: skip
-"""Options that may be others when a run goes on: where things are, and what does not change the model."""
+"""Options that may be others when a run goes on: where data are, and what does not change the model."""
 
+_MODELS = ("model", "teacher", "augment_model", "glove")
+"""Options that may be another path when a run goes on: folders are moved, and named in several ways."""
 
 _MODEL_FILES = (*TOKENIZER_FILES, *SENTENCE_FILES, "config.json", "generation_config.json",
                 "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # fmt: skip
@@ -113,7 +115,8 @@ def _same_arguments(config: TrainConfig, begun: Mapping[str, Any]) -> None:
         UsageError: it was.
     """
     for name, value in config.to_json().items():
-        if name not in _MAY_CHANGE and name in begun and begun[name] != value:
+        moved = name in _MODELS and value is not None and Path(value).exists()
+        if name not in _MAY_CHANGE and name in begun and begun[name] != value and not moved:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(
                 f"--resume: this run was begun with {option} {begun[name]}, now it is {value}; give the same "

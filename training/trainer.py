@@ -301,13 +301,10 @@ def _trainer(
         callbacks.append(Patience(config.early_stopping, selected_by))
     eval_rows: Any = dict(evals)
     arguments = _arguments(config, run.recipe, stage, folder, len(run.rows), selected_by)
-    if (
-        arguments.n_gpu > 1
-    ):  # transformers would take all of them through DataParallel, with as many times the batch
-        run.say(
-            f"one of {arguments.n_gpu} GPUs is used; for all of them: accelerate launch -m qexport train ..."
-        )
-        arguments._n_gpu = 1
+    if arguments.n_gpu > 1:
+        count = arguments.n_gpu
+        run.say(f"one of {count} GPUs is used; for all of them: accelerate launch -m qexport train ...")
+        arguments._n_gpu = 1  # transformers would wrap the model in DataParallel, with count times the batch
     return Distiller(
         model=model,
         args=arguments,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,10 +113,7 @@ def _strip(tensor: onnx.TensorProto) -> None:
     """Leave name, type and shape of a tensor; its values only where they may be shapes or axes."""
     import onnx
 
-    size = 1
-    for length in tensor.dims:
-        size *= length
-    if tensor.data_type == onnx.TensorProto.INT64 and size <= _SHAPE_NUMBERS:
+    if tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) <= _SHAPE_NUMBERS:
         return
     bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     tensor.CopyFrom(bare)

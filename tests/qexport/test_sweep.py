@@ -11,7 +11,7 @@ import pytest
 from sweep_commands import Commands
 
 from qexport.errors import EnvironmentProblem, Interrupted, SweepFailed, UsageError
-from qexport.sweep import jobs, runner, work
+from qexport.sweep import runner
 from qexport.sweep.process import Command, CommandFailed
 from qexport.sweep.runner import SweepConfig, plan, sweep
 from qexport.sweep.table import read_rows
@@ -25,10 +25,7 @@ grids:
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-    found = Commands()
-    monkeypatch.setattr(work, "Command", found)
-    monkeypatch.setattr(jobs, "_POLL_S", 0)
-    monkeypatch.chdir(tmp_path)
+    found = Commands.installed(monkeypatch, tmp_path)
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     return found
 

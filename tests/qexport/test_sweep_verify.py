@@ -11,7 +11,7 @@ import pytest
 from sweep_commands import Commands
 
 from qexport.errors import Interrupted, SweepFailed
-from qexport.sweep import jobs, work
+from qexport.sweep import work
 from qexport.sweep.process import CommandFailed
 from qexport.sweep.runner import SweepConfig, plan, sweep
 from qexport.sweep.table import Table, read_rows
@@ -30,10 +30,7 @@ ALL = [f"verify {name}" for name in NAMES]
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-    found = Commands()
-    monkeypatch.setattr(work, "Command", found)
-    monkeypatch.setattr(jobs, "_POLL_S", 0)
-    monkeypatch.chdir(tmp_path)
+    found = Commands.installed(monkeypatch, tmp_path)
     _verify("")
     return found
 

@@ -7,6 +7,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from qexport.sweep import jobs, work
+
 
 class Commands:
     """Takes the place of `qexport.sweep.work.Command` and remembers what was started and when it ended."""
@@ -28,6 +32,15 @@ class Commands:
         """What verify writes of its gates."""
         self.interrupt: dict[str, int] = {}
         """Call -> how often this process gets SIGTERM when it starts; it ends only when it is stopped."""
+
+    @classmethod
+    def installed(cls, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Commands:
+        """New ones in the place of the real ones; `folder` becomes the working directory."""
+        found = cls()
+        monkeypatch.setattr(work, "Command", found)
+        monkeypatch.setattr(jobs, "_POLL_S", 0)
+        monkeypatch.chdir(folder)
+        return found
 
     def __call__(self, words: list[str], log: Path, **options: Any) -> _Child:
         name = next(part for part in log.parts if part.startswith("rte-"))

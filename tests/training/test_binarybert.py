@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_runs
 import torch
 from safetensors.torch import load_file
 from tiny_models import save_model
+from tiny_runs import Files, StopAt, report
 
 import qexport
 from qexport.errors import Interrupted, UsageError
 from qexport.training.batches import predict_logits
-from qexport.training.config import TrainConfig
 from qexport.training.data import encode, load_task_data, load_tokenizer
 from qexport.training.models import load_encoder
 from qexport.training.pairing import quantization_of
@@ -26,22 +25,9 @@ from qexport.training.student import QuantEmbedding, QuantLinear, quantized_modu
 from qexport.training.trainer import train
 from qexport.training.width import layer_sizes
 
-Files = tuple[Path, Path]
+config = partial(tiny_runs.config, method="binarybert", lr=1e-3, logging_steps=2)
+
 STAGES = ["half width", "ternary layers", "ternary prediction", "binary layers", "binary prediction"]
-
-
-def config(files: Files, output: Path, **values: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {
-        "method": "binarybert",
-        "train_file": files[0],
-        "eval_file": files[1],
-        "batch_size": 16,
-        "lr": 1e-3,
-        "dropout": 0.0,
-        "threads": 1,
-        "logging_steps": 2,
-    }
-    return TrainConfig(output=output, **{**defaults, **values})
 
 
 @pytest.fixture
@@ -49,11 +35,6 @@ def teacher(reviews: Files, tmp_path: Path) -> Path:
     start = save_model(tmp_path / "start")
     train(config(reviews, tmp_path / "teacher", method="fp32", model=str(start), epochs=6, lr=3e-3))
     return tmp_path / "teacher"
-
-
-def report(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / "qexport_train.json").read_text())
-    return values
 
 
 def test_binary_student_keeps_what_its_teacher_knows(reviews: Files, teacher: Path, tmp_path: Path) -> None:
@@ -103,19 +84,6 @@ def test_student_of_4_bit_activations_learns_its_steps(reviews: Files, teacher: 
     assert len(thresholds) == 2 * (4 + 4) + 1 and all(value > 0 for value in thresholds)
 
 
-class _StopAt:
-    """Send Ctrl-C when a line begins with `mark`."""
-
-    def __init__(self, mark: str) -> None:
-        self.mark, self.lines, self.sent = mark, list[str](), False
-
-    def __call__(self, line: str) -> None:
-        self.lines.append(line)
-        if line.startswith(self.mark) and not self.sent:
-            self.sent = True
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_interrupted_stage_resumes_in_that_stage_to_the_same_end(
     reviews: Files, teacher: Path, tmp_path: Path, number: int
@@ -123,7 +91,7 @@ def test_interrupted_stage_resumes_in_that_stage_to_the_same_end(
     name = STAGES[number - 1]
     values = {"teacher": str(teacher), "max_steps": 6, "eval_steps": 2, "dropout": 0.1}
     train(config(reviews, tmp_path / "whole", **values))
-    stop = _StopAt(f"[{number}/5 {name}] step 2/6")
+    stop = StopAt(f"[{number}/5 {name}] step 2/6")
     with pytest.raises(Interrupted, match=rf"in stage {name} \({number} of 5\).*--resume"):
         train(config(reviews, tmp_path / "cut", **values), say=stop)
     kept = sorted(path.parent.name for path in (tmp_path / "cut" / "checkpoints").glob("*/model"))
@@ -142,7 +110,7 @@ def test_a_stage_that_never_wrote_a_checkpoint_starts_anew(
 ) -> None:
     """A process killed between two stages leaves finished models and nothing of the next stage."""
     values = {"teacher": str(teacher), "max_steps": 4}
-    stop = _StopAt("[3/5 ternary prediction] step")
+    stop = StopAt("[3/5 ternary prediction] step")
     with pytest.raises(Interrupted):
         train(config(reviews, tmp_path / "cut", **values), say=stop)
     for path in (tmp_path / "cut" / "checkpoints" / "3-ternary-prediction").glob("checkpoint-*"):
@@ -156,7 +124,7 @@ def test_stage_stopped_at_its_last_step_is_not_trained_again(
     reviews: Files, teacher: Path, tmp_path: Path
 ) -> None:
     values = {"teacher": str(teacher), "max_steps": 3, "eval_steps": 3}
-    stop = _StopAt("[1/5 half width] step 3/3  evaluation")
+    stop = StopAt("[1/5 half width] step 3/3  evaluation")
     with pytest.raises(Interrupted, match=r"stage half width \(1 of 5\) at step 3 of 3"):
         train(config(reviews, tmp_path / "cut", **values), say=stop)
     lines: list[str] = []
@@ -169,7 +137,7 @@ def test_half_width_start_is_the_best_half_of_the_teacher(
     reviews: Files, teacher: Path, tmp_path: Path
 ) -> None:
     values = {"teacher": str(teacher), "max_steps": 2, "lr": 1e-12}
-    stop = _StopAt("[2/5 ternary layers] step")
+    stop = StopAt("[2/5 ternary layers] step")
     with pytest.raises(Interrupted):
         train(config(reviews, tmp_path / "cut", **values), say=stop)
     half = load_encoder(str(tmp_path / "cut" / "checkpoints" / "1-half-width" / "model"))

@@ -66,6 +66,13 @@ def test_own_csv_takes_labels_from_train_in_sorted_order(write: Callable[[str, s
     assert data.source == "own files: train.csv, dev.csv"
 
 
+def test_digits_of_other_scripts_are_names(write: Callable[[str, str], Path]) -> None:
+    """Python calls them digits, and so it does the 5 of --5, yet none is a number."""
+    train = write("train.csv", "text,label\na,²\nb,--5\nc,1\n")
+    data = load_task_data(None, train_file=train, eval_file=train, text_column="text", label_column="label")
+    assert data.task.labels == ("--5", "1", "²")
+
+
 def test_own_number_labels_are_sorted_by_value(write: Callable[[str, str], Path]) -> None:
     lines = "".join(f"text {number},{number}\n" for number in (10, 9, 2))
     train = write("train.csv", "text,label\n" + lines)

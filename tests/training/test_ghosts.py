@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import copy
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_runs
 import torch
 from tiny_models import save_model, tiny_model
+from tiny_runs import Files, report
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import qexport
 from qexport.errors import UnsupportedModelError, UsageError
-from qexport.training.config import TrainConfig
 from qexport.training.ghosts import GhostLinear, ghost_count
 from qexport.training.quant_config import QuantConfig
 from qexport.training.student import QuantLinear, quantize_model
 from qexport.training.trainer import train
 
+config = partial(tiny_runs.config, method="ghostbert", lr=2e-3, logging_steps=2)
+
 FAMILIES = ("bert", "roberta", "distilbert", "electra")
-Files = tuple[Path, Path]
 
 
 def layer(groups: int = 3, ghosts: int = 2, kernel: int = 3, *, gain: bool = True) -> GhostLinear:
@@ -175,25 +177,6 @@ def test_a_model_that_cuts_sentences_into_pieces_is_refused() -> None:
     )
     with pytest.raises(UnsupportedModelError, match="chunk_size_feed_forward 4"):
         quantize_model(model, quant)
-
-
-def config(files: Files, output: Path, **values: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {
-        "method": "ghostbert",
-        "train_file": files[0],
-        "eval_file": files[1],
-        "batch_size": 16,
-        "lr": 2e-3,
-        "dropout": 0.0,
-        "threads": 1,
-        "logging_steps": 2,
-    }
-    return TrainConfig(output=output, **{**defaults, **values})
-
-
-def report(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / "qexport_train.json").read_text())
-    return values
 
 
 def test_ghost_student_is_distilled_fine_tuned_and_quantised(reviews: Files, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import save_model
+from tiny_runs import StopAt
 from torch.nn import functional
 
 from qexport.errors import Interrupted, UsageError
@@ -133,15 +132,8 @@ def test_training_with_a_projection_resumes_to_the_same_end(
     values = {**pair, "method": "ternarybert", "max_steps": 6, "eval_steps": 2}
     train(run(reviews, tmp_path / "whole", **values))
 
-    sent: list[str] = []
-
-    def stop(line: str) -> None:
-        if line.startswith("step 2/6") and not sent:
-            sent.append(line)
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(Interrupted):
-        train(run(reviews, tmp_path / "cut", **values), say=stop)
+        train(run(reviews, tmp_path / "cut", **values), say=StopAt("step 2/6"))
     kept = sorted((tmp_path / "cut" / "checkpoints").glob("checkpoint-*/model.safetensors"))
     assert "qexport_projection.weight" in load_file(kept[0])
     train(run(reviews, tmp_path / "cut", **values, resume=True))

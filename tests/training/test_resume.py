@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,108 +11,86 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import save_model
+from tiny_runs import Files, StopAt, config, report
 
-from qexport.errors import Interrupted, UsageError
+from qexport.errors import DiskFullError, Interrupted, OutputExistsError, UsageError
 from qexport.training import trainer
 from qexport.training.batches import GROUP, GroupByLength, Shuffle
 from qexport.training.callbacks import Epochs, Patience
-from qexport.training.config import TrainConfig
 from qexport.training.trainer import train
 
-Files = tuple[Path, Path]
+
+def assert_equal_weights(first: Path, second: Path) -> None:
+    a, b = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def config(files: Files, output: Path, **values: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {
-        "method": "fp32",
-        "train_file": files[0],
-        "eval_file": files[1],
-        "batch_size": 16,
-        "lr": 3e-3,
-        "dropout": 0.1,
-        "threads": 1,
-        "logging_steps": 4,
-    }
-    return TrainConfig(output=output, **{**defaults, **values})
-
-
-def report(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / "qexport_train.json").read_text())
-    return values
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-@pytest.mark.parametrize("group_by_length", [True, False])
-def test_run_stopped_in_its_second_pass_resumes_to_the_same_end(
-    reviews: Files, tmp_path: Path, group_by_length: bool
+@pytest.mark.parametrize(("step", "group_by_length"), [(10, True), (20, True), (20, False)])
+def test_interrupted_run_resumes_to_the_same_end(
+    reviews: Files, tmp_path: Path, step: int, group_by_length: bool
 ) -> None:
     """A pass has 16 steps; the order of rows in a later pass must not depend on where the run began."""
     start = save_model(tmp_path / "start")
     values = {"model": str(start), "max_steps": 40, "eval_steps": 5, "group_by_length": group_by_length}
+    values["dropout"] = 0.1
     train(config(reviews, tmp_path / "whole", **values))
-
-    def interrupt() -> None:
-        while not list((tmp_path / "cut" / "checkpoints").glob("checkpoint-20/trainer_state.json")):
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(Interrupted, match=r"at step (2\d|3[0-2]) of 40"):
+    with pytest.raises(Interrupted, match=rf"at step {step + 1} of 40.*--resume"):
+        train(config(reviews, tmp_path / "cut", **values), say=StopAt(f"step {step}/40  evaluation"))
+    with pytest.raises(OutputExistsError, match="--resume"):
         train(config(reviews, tmp_path / "cut", **values))
-    thread.join()
     train(config(reviews, tmp_path / "cut", **values, resume=True))
-    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
+    assert report(tmp_path / "cut")["steps"] == 40
     histories = [report(tmp_path / name)["history"] for name in ("whole", "cut")]
     # not from the first line after the resume: it averages the steps that are left of its four
     losses = [{line["step"]: line["loss"] for line in lines if "loss" in line} for lines in histories]
     assert losses[0][40] == losses[1][40] and losses[0][36] == losses[1][36]
 
 
-def test_run_that_made_its_last_step_is_not_trained_further(
+@pytest.fixture
+def whole_but_unwritten(
     reviews: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> tuple[dict[str, Any], Path]:
+    """Options and folder of a run that made its last step, and found the disk full."""
     values = {"model": str(save_model(tmp_path / "start")), "max_steps": 20, "eval_steps": 10}
-    train(config(reviews, tmp_path / "whole", **values))
 
     def full(*args: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "finish", full)
-        with pytest.raises(Exception, match="space"):
+        with pytest.raises(DiskFullError):
             train(config(reviews, tmp_path / "cut", **values))
+    return values, tmp_path / "cut"
+
+
+def test_run_that_made_its_last_step_is_not_trained_further(
+    reviews: Files, tmp_path: Path, whole_but_unwritten: tuple[dict[str, Any], Path]
+) -> None:
+    values, output = whole_but_unwritten
+    train(config(reviews, tmp_path / "whole", **values))
     lines: list[str] = []
-    train(config(reviews, tmp_path / "cut", **values, resume=True), say=lines.append)
+    train(config(reviews, output, **values, resume=True), say=lines.append)
     assert "resuming from checkpoint-20" in lines
     assert lines[-1].startswith("step 20/20  evaluation: loss") and "time" not in lines[-1]
-    whole, cut = report(tmp_path / "whole"), report(tmp_path / "cut")
+    whole, cut = report(tmp_path / "whole"), report(output)
     assert cut["steps"] == 20 and cut["metrics"] == whole["metrics"]
     assert cut["best_checkpoint_metric"] == whole["best_checkpoint_metric"]
-    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert_equal_weights(tmp_path / "whole", output)
 
 
 def test_resume_with_another_option_is_refused(
-    reviews: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reviews: Files, tmp_path: Path, whole_but_unwritten: tuple[dict[str, Any], Path]
 ) -> None:
-    values = {"model": str(save_model(tmp_path / "start")), "max_steps": 4, "eval_steps": 2}
-
-    def full(*args: Any, **options: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "finish", full)
-        with pytest.raises(Exception, match="space"):
-            train(config(reviews, tmp_path / "cut", **values))
+    values, output = whole_but_unwritten
     with pytest.raises(UsageError, match=r"begun with --lr 0.003, now it is 0.1; give the same --lr"):
-        train(config(reviews, tmp_path / "cut", **values, lr=0.1, resume=True))
-    train(config(reviews, tmp_path / "cut", **values, threads=None, logging_steps=1, resume=True))
-    assert report(tmp_path / "cut")["steps"] == 4
+        train(config(reviews, output, **values, lr=0.1, resume=True))
+    with pytest.raises(UsageError, match=r"begun with --model .*start, now it is minilm"):
+        train(config(reviews, output, **{**values, "model": "minilm"}, resume=True))
+    start = save_model(tmp_path / "moved")  # where a folder is may change
+    values |= {"model": str(start), "threads": None, "logging_steps": 1}
+    train(config(reviews, output, **values, resume=True))
+    assert report(output)["steps"] == 20
 
 
 @pytest.mark.parametrize("order", [Shuffle(1000, 7), GroupByLength(np.arange(1000) % 97, 4, 7)])

@@ -67,6 +67,21 @@ def test_other_layouts_are_one_sentence(content: str, message: str, tmp_path: Pa
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"data": null}',
+        '{"data": [{"paragraphs": null}]}',
+        '{"data": [{"paragraphs": [{"context": "x", "qas": null}]}]}',
+    ],
+)
+def test_nulls_in_own_files_are_one_sentence(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=str(path)):
+        load_task_data(None, train_file=path, eval_file=path)
+
+
 def test_own_files_say_whether_answers_may_be_empty(tmp_path: Path) -> None:
     plain = write_questions(tmp_path / "plain.json", 2, seed=1)
     other = write_questions(tmp_path / "other.json", 2, seed=2)

@@ -226,3 +226,11 @@ def test_surgery_refuses_an_architecture_it_does_not_know(monkeypatch: pytest.Mo
 def test_quant_config_refuses_what_no_method_defines(values: dict[str, str]) -> None:
     with pytest.raises(UsageError):
         config(**values)
+
+
+def test_integer_products_are_exact_under_autocast() -> None:
+    """bfloat16 holds no odd number above 256."""
+    a, b = torch.full((1, 301), 1.0), torch.full((2, 301), 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = integer_matmul(a, b, 1)
+    assert found.dtype == torch.float32 and found.tolist() == [[301.0, 301.0]]

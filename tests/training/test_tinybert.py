@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_runs
 import torch
 from safetensors.torch import load_file
 from tiny_models import save_model, write_reviews
+from tiny_runs import Files, StopAt, report
 from transformers import AutoModelForSequenceClassification
 
 from qexport.errors import Interrupted, UsageError
 from qexport.training import trainer as trainer_module
-from qexport.training.config import TrainConfig
 from qexport.training.distiller import Distiller
 from qexport.training.trainer import train
 
-Files = tuple[Path, Path]
+config = partial(tiny_runs.config, method="tinybert", lr=1e-3, logging_steps=2)
+
 SMALL: dict[str, Any] = {"layers": 1, "hidden_size": 12, "intermediate_size": 30, "heads": 2}
-
-
-def config(files: Files, output: Path, **values: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {
-        "method": "tinybert",
-        "batch_size": 16,
-        "lr": 1e-3,
-        "dropout": 0.0,
-        "threads": 1,
-        "logging_steps": 2,
-    }
-    return TrainConfig(train_file=files[0], eval_file=files[1], output=output, **{**defaults, **values})
 
 
 @pytest.fixture
@@ -46,11 +34,6 @@ def teacher(reviews: Files, tmp_path: Path) -> Path:
 @pytest.fixture
 def untrained(tmp_path: Path) -> Path:
     return save_model(tmp_path / "untrained")
-
-
-def report(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / "qexport_train.json").read_text())
-    return values
 
 
 def test_small_student_learns_in_two_stages_and_is_a_start_for_quantising(
@@ -107,15 +90,8 @@ def test_losses_of_one_batch_fall_and_all_that_is_compared_learns(
 def test_interrupted_stage_resumes_to_the_same_end(reviews: Files, untrained: Path, tmp_path: Path) -> None:
     values = {"teacher": str(untrained), "max_steps": 4, "eval_steps": 2, "dropout": 0.1, **SMALL}
     train(config(reviews, tmp_path / "whole", **values))
-    sent: list[str] = []
-
-    def stop(line: str) -> None:
-        if line.startswith("[1/2 layers] step 2/4") and not sent:
-            sent.append(line)
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(Interrupted, match=r"in stage layers \(1 of 2\)"):
-        train(config(reviews, tmp_path / "cut", **values), say=stop)
+        train(config(reviews, tmp_path / "cut", **values), say=StopAt("[1/2 layers] step 2/4"))
     train(config(reviews, tmp_path / "cut", **values, resume=True))
     whole, cut = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(whole[key], cut[key]) for key in whole)

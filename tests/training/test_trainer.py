@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import save_model
+from tiny_runs import Files, config, report
 
 import qexport
-from qexport.errors import Interrupted, OutputExistsError, UnknownNameError, UsageError
+from qexport.errors import OutputExistsError, UnknownNameError, UsageError
 from qexport.serving.machine import environment
-from qexport.training.config import TrainConfig
 from qexport.training.recipes import RECIPES
 from qexport.training.student import QuantLinear
 from qexport.training.trainer import train
-
-Files = tuple[Path, Path]
-
-
-def config(files: Files, output: Path, **values: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {
-        "method": "fp32",
-        "train_file": files[0],
-        "eval_file": files[1],
-        "batch_size": 16,
-        "lr": 3e-3,
-        "dropout": 0.0,
-        "threads": 1,
-        "logging_steps": 4,
-    }
-    return TrainConfig(output=output, **{**defaults, **values})
 
 
 @pytest.fixture
@@ -45,11 +24,6 @@ def teacher(reviews: Files, tmp_path: Path) -> Path:
     start = save_model(tmp_path / "start")
     train(config(reviews, tmp_path / "teacher", model=str(start), epochs=6))
     return tmp_path / "teacher"
-
-
-def report(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / "qexport_train.json").read_text())
-    return values
 
 
 def test_teacher_learns_and_its_folder_is_complete(teacher: Path) -> None:
@@ -121,29 +95,6 @@ def test_training_the_same_twice_gives_the_same_weights(reviews: Files, tmp_path
         train(config(reviews, tmp_path / name, model=str(start), max_steps=6, dropout=0.1))
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
     assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-def test_interrupted_run_resumes_to_the_same_end(reviews: Files, tmp_path: Path) -> None:
-    start = save_model(tmp_path / "start")
-    values = {"model": str(start), "max_steps": 30, "eval_steps": 10, "dropout": 0.1}
-    train(config(reviews, tmp_path / "whole", **values))
-
-    def interrupt() -> None:
-        while not list((tmp_path / "cut" / "checkpoints").glob("checkpoint-10/trainer_state.json")):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(Interrupted, match="--resume"):
-        train(config(reviews, tmp_path / "cut", **values))
-    thread.join()
-    with pytest.raises(OutputExistsError, match="--resume"):
-        train(config(reviews, tmp_path / "cut", **values))
-    train(config(reviews, tmp_path / "cut", **values, resume=True))
-    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
-    assert all(torch.equal(whole[key], cut[key]) for key in whole)
-    assert report(tmp_path / "cut")["steps"] == 30
 
 
 def test_finished_folder_is_not_overwritten_without_force(reviews: Files, teacher: Path) -> None:

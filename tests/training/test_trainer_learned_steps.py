@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import threading
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_runs
 import torch
 from safetensors.torch import load_file
 from tiny_models import save_model, tiny_model
+from tiny_runs import Files, StopAt
 
 import qexport
 from qexport.errors import Interrupted, UsageError
@@ -27,23 +26,10 @@ from qexport.training.step_rates import set_step_rates
 from qexport.training.student import QuantLinear, quantize_model
 from qexport.training.trainer import train
 
-Files = tuple[Path, Path]
+config = partial(tiny_runs.config, method="kdlsq", lr=2e-3, logging_steps=4)
+
 METHODS = ("lsq", "lsq-kd", "kdlsq")
 WIDTHS = ("2-2-8", "4-4-8", "6-6-8", "8-8-8", "2-2-4", "4-4-4", "2-2-2", "4-4-2", "4-4-6")
-
-
-def config(files: Files, output: Path, **values: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {
-        "method": "kdlsq",
-        "train_file": files[0],
-        "eval_file": files[1],
-        "batch_size": 16,
-        "lr": 2e-3,
-        "dropout": 0.0,
-        "threads": 1,
-        "logging_steps": 4,
-    }
-    return TrainConfig(output=output, **{**defaults, **values})
 
 
 @pytest.fixture(scope="module")
@@ -155,17 +141,8 @@ def test_thresholds_stay_above_zero_whatever_a_step_does() -> None:
 def test_interrupted_run_resumes_to_the_same_end(reviews: Files, teacher: Path, tmp_path: Path) -> None:
     values = {"teacher": str(teacher), "max_steps": 24, "eval_steps": 8, "dropout": 0.1, "bits": "4-4-4"}
     train(config(reviews, tmp_path / "whole", **values))
-
-    def interrupt() -> None:
-        while not list((tmp_path / "cut" / "checkpoints").glob("checkpoint-8/trainer_state.json")):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
     with pytest.raises(Interrupted, match="--resume"):
-        train(config(reviews, tmp_path / "cut", **values))
-    thread.join()
+        train(config(reviews, tmp_path / "cut", **values), say=StopAt("step 8/24  evaluation"))
     train(config(reviews, tmp_path / "cut", **values, resume=True))
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import save_model, write_reviews
+from transformers import BertConfig
 
 import qexport
 from qexport.errors import UsageError
-from qexport.training import trainer
+from qexport.training import pairing, trainer
 from qexport.training.config import TrainConfig
 from qexport.training.data import encode, load_task_data, load_tokenizer
 from qexport.training.trainer import predict_logits, train
@@ -132,6 +133,19 @@ def test_one_of_several_gpus_is_used_and_said(folder: Path, monkeypatch: pytest.
 def test_values_that_cannot_be_are_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         TrainConfig(**{"method": "fp32", "output": Path("x"), "task": "sst2", **values})
+
+
+def test_classes_of_a_teacher_on_the_hub_keep_its_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    known = {"hub/mnli": BertConfig(id2label=names), "hub/plain": BertConfig(num_labels=3)}
+    monkeypatch.setattr(pairing, "load_config", lambda name: known[name])
+    found = {}
+    for teacher in (*known, None):
+        config = TrainConfig(method="kdlsq", output=folder, task="mnli", teacher=teacher)
+        found[teacher] = pairing.teacher_labels(config)
+    assert found == {"hub/mnli": list(names.values()), "hub/plain": None, None: None}
 
 
 def test_force_leaves_nothing_of_the_run_before(folder: Path) -> None:

@@ -29,13 +29,7 @@ from qexport.training.quantizers.learned import (
 )
 from qexport.training.quantizers.straight_through import straight_through
 
-__all__ = [
-    "AsymmetricActivation",
-    "LearnedAsymmetricActivation",
-    "asymmetric_codes",
-    "offset_codes",
-    "range_of",
-]
+__all__ = ["AsymmetricActivation", "LearnedAsymmetricActivation", "asymmetric_codes", "range_of"]
 
 
 def range_of(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,16 +55,6 @@ def asymmetric_codes(x: Tensor, step: Tensor, zero: Tensor, top: int) -> Tensor:
         top: largest code, 255 for 8 bits.
     """
     return torch.minimum(torch.maximum(torch.round(x / step), -zero), top - zero)
-
-
-def offset_codes(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """The papers' form with a real offset: codes 0..2**bits - 1, step and offset; value code * step + offset.
-
-    Nothing here stores it: products would need the row sums of the weights times the offset. For comparisons.
-    """
-    low, high = torch.aminmax(x)
-    step = (high - low) / ((1 << bits) - 1)
-    return torch.round((x - low) / step), step, low
 
 
 class AsymmetricActivation(ActivationQuantizer):
