@@ -62,22 +62,25 @@ class Order(Sampler[int]):
     def __len__(self) -> int:
         return self.count
 
-    def permutation(self) -> npt.NDArray[np.int64]:
-        """The rows of this epoch at random, int64 [count]."""
-        return np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+    def generator(self) -> np.random.Generator:
+        """Random numbers of this epoch, from their start."""
+        return np.random.default_rng((self.seed, self.epoch))
 
 
 class Shuffle(Order):
     """A permutation of the rows."""
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.permutation().tolist())
+        return iter(self.generator().permutation(self.count).tolist())
 
 
 class GroupByLength(Order):
-    """A permutation whose runs of GROUP batches are sorted, longest row first: batches of similar length.
+    """Batches of rows of similar length, in random order.
 
-    The longest row of all comes first, so that a lack of memory shows in the first step.
+    A permutation of the rows is cut into runs of GROUP batches, each run is sorted by length and cut into
+    batches, and the batches of all runs are shuffled: left sorted, the length of rows, and labels that go
+    with it, would drift from step to step. Rows that fill no batch come last; the longest row of all comes
+    first, so that a lack of memory shows in the first step.
     """
 
     def __init__(self, lengths: npt.NDArray[np.int64], batch: int, seed: int) -> None:
@@ -86,10 +89,13 @@ class GroupByLength(Order):
         self.lengths, self.batch = lengths, batch
 
     def __iter__(self) -> Iterator[int]:
-        order = self.permutation()
+        generator = self.generator()
+        order = generator.permutation(self.count)
         for start in range(0, self.count, GROUP * self.batch):
             part = order[start : start + GROUP * self.batch]
             order[start : start + GROUP * self.batch] = part[np.argsort(-self.lengths[part], kind="stable")]
+        filled = self.count - self.count % self.batch
+        order[:filled] = generator.permutation(order[:filled].reshape(-1, self.batch)).reshape(-1)
         place = int(self.lengths[order].argmax())
         order[[0, place]] = order[[place, 0]]
         return iter(order.tolist())

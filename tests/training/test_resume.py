@@ -115,7 +115,20 @@ def test_batches_of_grouped_rows_are_of_similar_length() -> None:
         return float((parts.max(1) * 16).sum() / lengths.sum())
 
     assert padding(order) < 1.1 < 1.5 < padding(np.array(list(Shuffle(4000, 0))))
-    assert len(set(order[: GROUP * 16].tolist())) == GROUP * 16
+
+
+def test_lengths_of_batches_do_not_drift_from_step_to_step() -> None:
+    lengths = np.random.default_rng(0).integers(3, 120, 4100)
+    order = np.array(list(GroupByLength(lengths, 16, 0)))
+    assert lengths[order[-4:]].max() < 10  # what fills no batch: the shortest of the last run
+    mean = lengths[order[:-4]].reshape(-1, 16).mean(1)
+    assert abs(np.corrcoef(mean[1:], mean[:-1])[0, 1]) < 0.2  # sorted runs: above 0.9
+    assert abs(np.corrcoef(np.arange(GROUP), mean[:GROUP])[0, 1]) < 0.4
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 17])
+def test_fewer_rows_than_a_batch_are_all_there(rows: int) -> None:
+    assert sorted(GroupByLength(np.arange(rows), 16, 0)) == list(range(rows))
 
 
 def test_patience_counts_the_evaluations_before_a_resume() -> None:
