@@ -139,7 +139,7 @@ class TrainConfig:
     """Peak learning rate; default: 2e-5 for ternarybert, ternarybert-lat and q8bert, 3e-5 for tinybert, 5e-5
     for the other methods. The stages of binarybert, ghostbert and tinybert take multiples of it."""
     weight_step_lr: float | None = None
-    """Peak learning rate of learned steps of weights; default: 1e-3."""
+    """Peak learning rate of learned steps of weights, and of the offsets of --asymmetric; default: 1e-3."""
     activation_step_lr: float | None = None
     """Peak learning rate of learned steps of activations; default: 3e-2."""
     batch_size: int | None = None

@@ -106,6 +106,12 @@ def plan_stages(recipe: Recipe, config: TrainConfig) -> tuple[Stage, ...]:
         teacher = left_out.get(stage.teacher, stage.teacher)
         epochs = config.epochs or stage.epochs
         plan.append(dataclasses.replace(stage, losses=losses, epochs=epochs, teacher=teacher))
+    for name in ("hidden", "attention", "logits", "label"):
+        asked = getattr(config, f"{name}_weight")
+        if asked and not any(getattr(stage.losses, name) for stage in plan):
+            raise UsageError(
+                f"no stage of {recipe.name} has the loss of --{name}-weight {asked:g}; leave it out"
+            )
     if config.teacher is None and (several or any(stage.losses.distils for stage in plan)):
         raise UsageError(
             f"method {recipe.name} distils and needs --teacher, a folder made by: qexport train --method fp32"

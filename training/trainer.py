@@ -105,6 +105,13 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
     task = data.task
     if data.train is None or not data.evals:
         raise UsageError(f"task {task.name}: {data.source} has no training or no evaluation rows")
+    if config.temperature != 1 and not (
+        get_kind(task.kind).soft and any(stage.losses.logits > 0 for stage in plan)
+    ):
+        raise UsageError(
+            f"nothing of this run is a soft cross-entropy (method {recipe.name}, task {task.name}), so "
+            f"--temperature {config.temperature:g} has no meaning for it; leave it out"
+        )
     sizes = ", ".join(f"{name} {len(split.texts)}" for name, split in data.evals.items())
     say(f"data: {task.name}, {len(data.train.texts)} training rows, {sizes} ({data.source})")
     data = augment_data(config, data, source, say)

@@ -174,6 +174,38 @@ def test_loss_weights_leave_terms_out(folder: Path) -> None:
     assert names == {"loss_hidden", "loss_logits", "loss_label"}
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"temperature": 2.0}, "method fp32, task custom.*--temperature 2 has no meaning"),
+        (
+            {"method": "ghostbert", "attention_weight": 1.0},
+            "no stage of ghostbert has the loss of --attention-weight 1",
+        ),
+    ],
+)
+def test_option_of_a_loss_that_the_run_has_not_is_refused(
+    folder: Path, values: dict[str, Any], words: str
+) -> None:
+    teacher = str(folder / "start")
+    ghosts = {"model": None, "teacher": teacher} if "method" in values else {}
+    with pytest.raises(UsageError, match=words):
+        run(folder, "refused", **ghosts, **values)
+
+
+def test_temperature_softens_what_is_learned_from_the_teacher(folder: Path) -> None:
+    student = {"method": "ternarybert", "model": None, "teacher": str(folder / "start"), "max_steps": 1}
+    cold, hot = (
+        next(
+            line["loss_logits"]
+            for line in history(run(folder, str(t), temperature=t, **student))
+            if "loss" in line
+        )
+        for t in (1.0, 4.0)
+    )
+    assert cold != hot
+
+
 def test_max_length_cuts_the_sentences(folder: Path) -> None:
     output = run(folder, "short", max_length=4)
     assert json.loads((output / "qexport_train.json").read_text())["max_length"] == 4

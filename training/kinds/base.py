@@ -33,6 +33,8 @@ class Kind(ABC):
     """End of the class names of transformers that have this head: "ForSequenceClassification"."""
     model: ClassVar[str]
     """What a model with this head is called in messages: "sequence classifier"."""
+    soft: ClassVar[bool] = True
+    """Whether `logits_loss` is a soft cross-entropy, which has a temperature."""
     labelled: ClassVar[bool] = True
     """Whether rows have labels to learn from; without, only a teacher teaches."""
     auto_class: ClassVar[Any]

@@ -59,6 +59,7 @@ class Regression(Classification):
 
     name = "regression"
     regression = True
+    soft = False
 
     def settings(self, task: Task) -> dict[str, Any]:
         """One output."""

@@ -51,6 +51,7 @@ class Embedding(Kind):
     name = "embedding"
     outputs = ("sentence_embedding", "last_hidden_state")
     architecture = "Model"
+    soft = False
     labelled = False
     model = "sentence encoder"
     auto_class = Encoder
