@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 import qexport
 from qexport.atomic import atomic_folder, check_output
+from qexport.digests import weights_sha256
 from qexport.errors import UnsupportedModelError
 from qexport.graphs import folder as folders
 from qexport.graphs.config import ExportConfig
@@ -182,7 +183,7 @@ def to_onnx(config: ExportConfig, *, report: Callable[[str], None] = lambda line
                 **({"text_input": text} if text else {}),
                 "inventory": inventory.to_json()["rows"],
                 "layer_norms": layer_norms,
-                "source": {"path": str(config.model), "weights_sha256": folders.weights_sha256(source)},
+                "source": {"path": str(config.model), "weights_sha256": weights_sha256(source)},
                 "versions": _versions(),
             },
         )  # fmt: skip

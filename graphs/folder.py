@@ -5,13 +5,13 @@ It loads with optimum's ORTModelForSequenceClassification and with transformers'
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qexport.digests import file_sha256
 from qexport.errors import UnsupportedModelError
 from qexport.training.data import TOKENIZER_FILES
 
@@ -20,10 +20,8 @@ __all__ = [
     "MANIFEST",
     "MODEL_FILE",
     "copy_tokenizer",
-    "file_sha256",
     "read_json",
     "read_manifest",
-    "weights_sha256",
     "write_config",
     "write_manifest",
     "write_ort_config",
@@ -39,23 +37,6 @@ MANIFEST = "qexport.json"
 """What the folder holds and where it came from."""
 
 _FAST_CLASS = "PreTrainedTokenizerFast"  # every transformers from 4 on knows it; TokenizersBackend is of 5
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 over the weight files of a model folder, by name order."""
-    digest = hashlib.sha256()
-    for path in sorted((*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))):
-        digest.update(f"{path.name}\0{file_sha256(path)}\0".encode())
-    return digest.hexdigest()
 
 
 def write_config(source: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import Trainer
 
 import qexport
 from qexport.atomic import atomic_write_text, disk_errors
+from qexport.digests import weights_sha256
 from qexport.errors import OutputExistsError, UsageError
 from qexport.serving.machine import environment
 from qexport.training.config import TrainConfig
@@ -29,11 +30,12 @@ __all__ = [
     "CHECKPOINTS",
     "TRAIN_REPORT",
     "check_folder",
+    "check_material",
     "fetch_hub_tokenizer",
     "finish",
     "history",
     "newest_checkpoint",
-    "remember_arguments",
+    "remember_run",
     "reported_metrics",
 ]
 
@@ -44,7 +46,9 @@ CHECKPOINTS = "checkpoints"
 """Folder in the output while the run lasts; a finished run has none."""
 
 ARGUMENTS = "arguments.json"
-"""File there: the options that the run was begun with."""
+"""File there: what the run was begun with: options, rows and weights."""
+
+_ROWS, _WEIGHTS = "rows_sha256", "weights_sha256"
 
 _MAY_CHANGE = ("output", "data_dir", "train_file", "eval_file", "resume", "force", "threads",
                "eval_batch_size", "logging", "logging_steps")  # fmt: skip
@@ -96,16 +100,55 @@ def check_folder(config: TrainConfig) -> None:
         arguments.parent.mkdir(parents=True, exist_ok=True)
 
 
-def remember_arguments(config: TrainConfig) -> None:
-    """Write the options of a run that begins, for `check_folder` when it goes on; the first process only.
+def remember_run(config: TrainConfig, fingerprint: str) -> None:
+    """Write what a run begins with, for the checks when it goes on; the first process only.
 
+    Args:
+        config: the run.
+        fingerprint: of its rows, `TaskData.fingerprint`.
     Raises:
         DiskFullError: no room.
     """
     if int(os.environ.get("RANK", "0")) == 0:
         with disk_errors(config.output):
-            text = json.dumps(config.to_json(), indent=2) + "\n"
-            atomic_write_text(config.output / CHECKPOINTS / ARGUMENTS, text)
+            values = {**config.to_json(), _ROWS: fingerprint, _WEIGHTS: _weights(config)}
+            atomic_write_text(config.output / CHECKPOINTS / ARGUMENTS, json.dumps(values, indent=2) + "\n")
+
+
+def check_material(config: TrainConfig, fingerprint: str) -> None:
+    """Refuse to go on with other rows, or another start or teacher in the same place; the first process only.
+
+    Args:
+        config: the run.
+        fingerprint: of its rows, `TaskData.fingerprint`.
+    Raises:
+        UsageError: they are others.
+    """
+    arguments = config.output / CHECKPOINTS / ARGUMENTS
+    if int(os.environ.get("RANK", "0")) > 0 or not config.resume or not arguments.is_file():
+        return
+    begun = json.loads(arguments.read_text(encoding="utf-8"))
+    if begun.get(_ROWS, fingerprint) != fingerprint:
+        raise UsageError(
+            "--resume: the rows are not those that this run was begun with; give the same files, or --force "
+            "to start anew"
+        )
+    for option, now in _weights(config).items():
+        if begun.get(_WEIGHTS, {}).get(option, now) != now:
+            raise UsageError(
+                f"--resume: {getattr(config, option)} has other weights than the {option} that this run was "
+                f"begun with; give that one as --{option}, or --force to start anew"
+            )
+
+
+def _weights(config: TrainConfig) -> dict[str, str]:
+    """SHA-256 of the weights of start and teacher, of those that are folders."""
+    named = {option: getattr(config, option) for option in ("model", "teacher")}
+    return {
+        option: weights_sha256(Path(name).expanduser())
+        for option, name in named.items()
+        if name is not None and Path(name).expanduser().is_dir()
+    }
 
 
 def _same_arguments(config: TrainConfig, begun: Mapping[str, Any]) -> None:

@@ -50,11 +50,12 @@ from qexport.training.run_folder import (
     CHECKPOINTS,
     TRAIN_REPORT,
     check_folder,
+    check_material,
     fetch_hub_tokenizer,
     finish,
     history,
     newest_checkpoint,
-    remember_arguments,
+    remember_run,
     reported_metrics,
 )
 from qexport.training.stages import FIRST_QUANTISED, Material, StageFolder, build_pair, plan_stages
@@ -112,6 +113,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = lambda line: None
             f"nothing of this run is a soft cross-entropy (method {recipe.name}, task {task.name}), so "
             f"--temperature {config.temperature:g} has no meaning for it; leave it out"
         )
+    check_material(config, data.fingerprint)
     sizes = ", ".join(f"{name} {len(split.texts)}" for name, split in data.evals.items())
     say(f"data: {task.name}, {len(data.train.texts)} training rows, {sizes} ({data.source})")
     data = augment_data(config, data, source, say)
@@ -232,7 +234,7 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
     if material.size is not None and not material.finished:
         say("making the student out of its teacher")
     model, teacher = build_pair(stage, material)
-    remember_arguments(config)
+    remember_run(config, run.data.fingerprint)
     quant = quantization_of(model)
     if quant is None or quant.wea.weight == 32:
         say(f"model: float32, {model.config.num_hidden_layers} layers of width {model.config.hidden_size}")

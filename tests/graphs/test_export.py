@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from tiny_models import save_model, tiny_tokenizer
 from tiny_students import save_float, save_student
 
+from qexport.digests import file_sha256
 from qexport.errors import OutputExistsError, UnsupportedModelError
 from qexport.graphs import export as export_module
 from qexport.graphs import folder as folders
@@ -273,7 +274,7 @@ def test_folder_describes_itself(exported_as: Callable[[str], Exported]) -> None
     assert manifest["target"] == {"opset": 18, "ir_version": 8, "inline": False, "min_ort": "1.20"}
     for name, entry in manifest["files"].items():
         assert entry == {
-            "sha256": folders.file_sha256(output / name),
+            "sha256": file_sha256(output / name),
             "bytes": (output / name).stat().st_size,
         }
     assert "model.onnx" in manifest["files"]

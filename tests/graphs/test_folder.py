@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qexport.digests import weights_sha256
 from qexport.errors import UnsupportedModelError
 from qexport.graphs import folder as folders
 
@@ -82,7 +83,7 @@ def test_weights_hash_depends_on_names_and_bytes(tmp_path: Path) -> None:
         folder = tmp_path / hashlib.sha256(name.encode() + data).hexdigest()
         folder.mkdir()
         (folder / name).write_bytes(data)
-        return folders.weights_sha256(folder)
+        return weights_sha256(folder)
 
     hashes = {of("model.safetensors", b"a"), of("model.safetensors", b"b"), of("other.safetensors", b"a")}
     assert len(hashes) == 3

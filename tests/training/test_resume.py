@@ -87,6 +87,13 @@ def test_resume_with_another_option_is_refused(
         train(config(reviews, output, **values, lr=0.1, resume=True))
     with pytest.raises(UsageError, match=r"begun with --model .*start, now it is minilm"):
         train(config(reviews, output, **{**values, "model": "minilm"}, resume=True))
+    other = save_model(tmp_path / "other", seed=5)
+    with pytest.raises(UsageError, match=r"other has other weights than the model that this run was begun"):
+        train(config(reviews, output, **{**values, "model": str(other)}, resume=True))
+    rows = tmp_path / "fewer.csv"
+    rows.write_text("".join(reviews[0].read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UsageError, match="the rows are not those that this run was begun with"):
+        train(config(reviews, output, **{**values, "train_file": rows}, resume=True))
     start = save_model(tmp_path / "moved")  # where a folder is may change
     values |= {"model": str(start), "threads": None, "logging_steps": 1}
     train(config(reviews, output, **values, resume=True))
