@@ -15,6 +15,9 @@ from qexport.sweep.table import Row, read_rows
 
 __all__ = ["Average", "Cell", "Group", "Joined", "Number", "Variant", "join"]
 
+_SAME_TEACHER = 1e-4
+"""A metric of one model differs by less between two evaluations."""
+
 
 @dataclass(frozen=True, slots=True)
 class Number:
@@ -147,17 +150,30 @@ class Joined:
         """Main metric of a task."""
         return next(str(row["main_metric"]) for row in self.rows if row["task"] == task)
 
-    def facts(self, task: str) -> list[str]:
-        """Split, rows, source and fingerprint of a task's data, one line for each that differs."""
-        lines = []
-        for row in self.rows:
-            if row["task"] == task:
-                data = row["data"]
-                lines.append(
-                    f"{data['split']}, {data['rows']} rows; {data['source']}; fingerprint "
-                    f"{data['fingerprint'][:12]}"
-                )
-        return list(dict.fromkeys(lines))
+    def facts(self, group: Group, task: str) -> list[str]:
+        """What a task's table needs said: the data, one line for each that differs, and other teachers."""
+        lines, others = [], []
+        for row in (row for (_, name), cell in group.cells.items() if name == task for row in cell.rows):
+            data = row["data"]
+            lines.append(
+                f"{data['split']}, {data['rows']} rows; {data['source']}; fingerprint "
+                f"{data['fingerprint'][:12]}"
+            )
+            others += self._other_teacher(row)
+        return [*dict.fromkeys(lines), *others]
+
+    def _other_teacher(self, row: Row) -> list[str]:
+        """Says so where a row learned from another teacher than the one whose row is shown now."""
+        metric = row["main_metric"]
+        then = row["teacher_metrics"].get(metric)
+        shown = next((one["pytorch"][metric] for one in self.rows if one["key"] == row["teacher"]), None)
+        if then is None or shown is None or abs(then - shown) < _SAME_TEACHER:
+            return []
+        label = " ".join([row["method"], *([] if row["bits"] == "32-32-32" else [row["bits"]])])
+        return [
+            f"{label}, seed {row['seed']}, learned from a teacher that has been trained anew since: its drop is "
+            f"against {100 * then:.2f}, the table's teacher has {100 * shown:.2f}"
+        ]
 
     def machines(self) -> list[str]:
         """Machines and versions, one line for each that differs."""

@@ -102,7 +102,7 @@ def _lines(joined: Joined, command: str) -> Iterator[str]:
                 ],
             )
             yield ""
-            for fact in joined.facts(task):
+            for fact in joined.facts(group, task):
                 yield f"{task}: {fact}."
     yield ""
     yield "One seed: the 95 % interval on the evaluation rows; several: mean ± standard deviation over them."

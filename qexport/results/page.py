@@ -65,7 +65,7 @@ def _group(joined: Joined, group: Group, sources: Sources, index: int) -> dict[s
             "task": task,
             "head": task_head(joined.metric(task), lengths),
             "rows": [cell_texts(one.label, group.cells[one, task], sources, lengths) for one in found],
-            "facts": joined.facts(task),
+            "facts": joined.facts(group, task),
             "commands": [
                 (row["name"], row["commands"]) for one in found for row in group.cells[one, task].rows
             ],

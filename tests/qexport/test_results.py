@@ -84,6 +84,22 @@ def test_later_groups_leave_out_tasks_of_which_only_the_teacher_is_there(tmp_pat
     ]
 
 
+def test_drop_against_a_teacher_that_was_trained_anew_is_said(tmp_path: Path) -> None:
+    teacher = made_row("fp32", "rte", 0.62, bits="32-32-32")
+    rows = [
+        {**made_row("kdlsq", "rte", 0.60, seed=seed, drop=1.0), "teacher": teacher["key"],
+         "teacher_metrics": {"accuracy": then}}
+        for seed, then in ((1, 0.62), (2, 0.59))
+    ]  # fmt: skip
+    joined = join([_table(tmp_path / "t", teacher, *rows)])
+    data, *others = joined.facts(joined.groups[0], "rte")
+    assert data.startswith("validation, 100 rows")
+    assert others == [
+        "kdlsq 2-2-8, seed 2, learned from a teacher that has been trained anew since: its drop is against "
+        "59.00, the table's teacher has 62.00"
+    ]
+
+
 def test_newest_finished_row_counts_where_tables_share_a_run(tmp_path: Path) -> None:
     old, new = (made_row("kdlsq", "rte", value) for value in (0.5, 0.6))
     new["created"] = "2026-02-01T00:00:00+00:00"
