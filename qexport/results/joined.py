@@ -171,8 +171,8 @@ class Joined:
             return []
         label = " ".join([row["method"], *([] if row["bits"] == "32-32-32" else [row["bits"]])])
         return [
-            f"{label}, seed {row['seed']}, learned from a teacher that has been trained anew since: its drop is "
-            f"against {100 * then:.2f}, the table's teacher has {100 * shown:.2f}"
+            f"{label}, seed {row['seed']}, learned from a teacher that has been trained anew since: its drop "
+            f"is against {100 * then:.2f}, the table's teacher has {100 * shown:.2f}"
         ]
 
     def machines(self) -> list[str]:
