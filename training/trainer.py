@@ -234,7 +234,8 @@ def _train_stage(run: _Run, index: int, folder: StageFolder, material: Material)
     if material.size is not None and not material.finished:
         say("making the student out of its teacher")
     model, teacher = build_pair(stage, material)
-    remember_run(config, run.data.fingerprint)
+    if index == 0 and not config.resume:
+        remember_run(config, run.data.fingerprint)
     quant = quantization_of(model)
     if quant is None or quant.wea.weight == 32:
         say(f"model: float32, {model.config.num_hidden_layers} layers of width {model.config.hidden_size}")

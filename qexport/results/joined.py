@@ -169,7 +169,7 @@ class Joined:
         shown = next((one["pytorch"][metric] for one in self.rows if one["key"] == row["teacher"]), None)
         if then is None or shown is None or abs(then - shown) < _SAME_TEACHER:
             return []
-        label = " ".join([row["method"], *([] if row["bits"] == "32-32-32" else [row["bits"]])])
+        label = Variant(row["method"], row["bits"], ()).label
         return [
             f"{label}, seed {row['seed']}, learned from a teacher that has been trained anew since: its drop "
             f"is against {100 * then:.2f}, the table's teacher has {100 * shown:.2f}"

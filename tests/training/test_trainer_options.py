@@ -220,7 +220,8 @@ def test_regression_learns_a_number(folder: Path) -> None:
                 count = row % 6
                 writer.writerow((" ".join(["the film is", *["very"] * count, "good"]), count / 2))
     start = save_model(folder / "number", num_labels=1)
-    values = {"regression": True, "label_column": "score", "max_steps": 180, "logging_steps": 20}
+    values = {"regression": True, "label_column": "score", "max_steps": 120, "logging_steps": 20,
+              "group_by_length": False}  # fmt: skip  # the number is the length: a batch would have one label
     teacher = run(folder, "teacher", model=str(start), **values)
     report = json.loads((teacher / "qexport_train.json").read_text())
     assert report["kind"] == "regression" and report["metrics"]["validation/pearson"] > 0.95
